@@ -1,0 +1,66 @@
+"""retro_ml: train Atari agents with RLlib and Ray, on a laptop or a cluster, from one config.
+
+Names are imported when they are first used, so that `import retro_ml` and `--help` need neither
+Ray nor PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retro_ml.api import ExperimentResult, TrainingEngine, run_experiment
+    from retro_ml.core.artifacts.writers import LogWriter, MetricsWriter, ModelWriter
+    from retro_ml.core.experiments.config import ExperimentConfig, RunType
+    from retro_ml.core.experiments.options import RunOptions
+    from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventBus
+    from retro_ml.evaluation.agent import Agent
+
+try:
+    __version__ = version("retro_ml")
+except PackageNotFoundError:  # a checkout that is not installed
+    __version__ = "0+unknown"
+
+_HOMES = {
+    "Agent": "retro_ml.evaluation.agent",
+    "EventType": "retro_ml.core.metrics.event_bus",
+    "ExperimentConfig": "retro_ml.core.experiments.config",
+    "ExperimentResult": "retro_ml.api",
+    "LogWriter": "retro_ml.core.artifacts.writers",
+    "MetricEvent": "retro_ml.core.metrics.event_bus",
+    "MetricEventBus": "retro_ml.core.metrics.event_bus",
+    "MetricsWriter": "retro_ml.core.artifacts.writers",
+    "ModelWriter": "retro_ml.core.artifacts.writers",
+    "RunOptions": "retro_ml.core.experiments.options",
+    "RunType": "retro_ml.core.experiments.config",
+    "TrainingEngine": "retro_ml.api",
+    "run_experiment": "retro_ml.api",
+}
+
+__all__ = [
+    "Agent",
+    "EventType",
+    "ExperimentConfig",
+    "ExperimentResult",
+    "LogWriter",
+    "MetricEvent",
+    "MetricEventBus",
+    "MetricsWriter",
+    "ModelWriter",
+    "RunOptions",
+    "RunType",
+    "TrainingEngine",
+    "run_experiment",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

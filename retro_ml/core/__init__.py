@@ -1,0 +1,1 @@
+"""The parts of retro_ml that need neither Ray nor torch."""

@@ -1,0 +1,109 @@
+"""What a section leaves open is filled in here, and what must fit together is checked.
+
+A check gives `(field, value, what is allowed)` for each fault; the field is inside the section.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from retro_ml.core.experiments.games import GameSpec
+from retro_ml.core.experiments.sections import (
+    A2CSettings,
+    DQNSettings,
+    EnvironmentConfig,
+    PPOSettings,
+    ResourcesConfig,
+)
+
+Faults = list[tuple[str, Any, str]]
+Settings = PPOSettings | A2CSettings | DQNSettings
+
+# PPO: Schulman et al. 2017, table 5. A2C: OpenAI Baselines. DQN: this project's choice.
+DEFAULT_NUM_GAMES = {"PPO": 8, "A2C": 16, "DQN": 4}
+
+# A replay smaller than an iteration of a very short run would only forget.
+_MIN_REPLAY_SIZE = 1_000
+
+
+def check_environment(environment: EnvironmentConfig) -> Faults:
+    """The no-ops must leave something of the game."""
+    if environment.noop_max < environment.max_frames:
+        return []
+    allowed = f"fewer frames than environment.max_frames, {environment.max_frames:,}"
+    return [("noop_max", environment.noop_max, allowed)]
+
+
+def fill_environment(environment: EnvironmentConfig, game: GameSpec) -> EnvironmentConfig:
+    """The protocol of the game's id, where the user did not decide."""
+    values: dict[str, Any] = {}
+    if environment.sticky_actions is None:
+        values["sticky_actions"] = game.sticky_actions
+    if environment.terminal_on_life_loss is None:
+        values["terminal_on_life_loss"] = game.protocol == "noframeskip-v4"
+    return environment.model_copy(update=values)
+
+
+def check_resources(
+    resources: ResourcesConfig, *, algorithm: str | None, use_gpu: bool | None
+) -> Faults:
+    """The default games must split evenly, and the GPUs agree with use_gpu."""
+    faults: Faults = []
+    runners, games = max(1, resources.num_env_runners), DEFAULT_NUM_GAMES.get(algorithm or "")
+    if resources.games_per_env_runner is None and games is not None and games % runners:
+        even = ", ".join(str(number) for number in range(1, games + 1) if games % number == 0)
+        allowed = (
+            f"{algorithm}'s {games} games split evenly over {even} runners; "
+            "for another number set resources.games_per_env_runner too"
+        )
+        faults.append(("num_env_runners", resources.num_env_runners, allowed))
+    if resources.num_gpus is not None:
+        if resources.num_gpus > 1 and resources.num_gpus != int(resources.num_gpus):
+            faults.append(("num_gpus", resources.num_gpus, "above 1 only whole GPUs"))
+        if resources.num_gpus > 0 and use_gpu is False:
+            allowed = "0, because use_gpu is false; leave out one of the two"
+            faults.append(("num_gpus", resources.num_gpus, allowed))
+    return faults
+
+
+def fill_resources(resources: ResourcesConfig, *, algorithm: str) -> ResourcesConfig:
+    """The algorithm's games, split over the env runners."""
+    if resources.games_per_env_runner is not None:
+        return resources
+    games = DEFAULT_NUM_GAMES[algorithm] // max(1, resources.num_env_runners)
+    return resources.model_copy(update={"games_per_env_runner": games})
+
+
+def fill_settings(settings: Settings, *, total_timesteps: int) -> Settings:
+    """The schedule, and for DQN what is reckoned from it."""
+    schedule = settings.schedule_agent_steps or total_timesteps
+    defaults: dict[str, Any] = {"schedule_agent_steps": schedule}
+    if isinstance(settings, DQNSettings):
+        defaults["replay_size"] = max(_MIN_REPLAY_SIZE, min(1_000_000, schedule))
+        defaults["warmup_agent_steps"] = min(80_000, schedule // 20)
+        defaults["epsilon_agent_steps"] = max(1, schedule // 10)
+    missing = {name: value for name, value in defaults.items() if getattr(settings, name) is None}
+    return settings.model_copy(update=missing)
+
+
+def check_settings(settings: Settings, resources: ResourcesConfig) -> Faults:
+    """Rollouts, minibatches, updates and replay must fit together."""
+    games = max(1, resources.num_env_runners) * (resources.games_per_env_runner or 1)
+    rollout_agent_steps = games * settings.rollout_length
+    rollout = f"a rollout's {rollout_agent_steps:,} agent steps"
+    origin = f"{games:,} games x rollout_length {settings.rollout_length:,}"
+    faults: Faults = []
+    if isinstance(settings, PPOSettings) and rollout_agent_steps % settings.minibatch_size:
+        allowed = f"a number that divides {rollout} ({origin}) without remainder"
+        faults.append(("minibatch_size", settings.minibatch_size, allowed))
+    if isinstance(settings, DQNSettings):
+        if rollout_agent_steps % settings.agent_steps_per_update:
+            allowed = f"a number that divides {rollout} ({origin}) without remainder"
+            faults.append(("agent_steps_per_update", settings.agent_steps_per_update, allowed))
+        if settings.replay_size is not None and settings.replay_size < settings.batch_size:
+            allowed = f"at least batch_size, {settings.batch_size:,} transitions"
+            faults.append(("replay_size", settings.replay_size, allowed))
+        if settings.epsilon_final > settings.epsilon_initial:
+            allowed = f"at most epsilon_initial, {settings.epsilon_initial}"
+            faults.append(("epsilon_final", settings.epsilon_final, allowed))
+    return faults

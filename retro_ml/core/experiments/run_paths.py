@@ -1,0 +1,73 @@
+"""The names of a run's files. Nothing else in retro_ml builds these names.
+
+Paths are absolute as seen from the process that asks: Tune moves its workers to folders of their
+own, so a path that leaves the driver has to be taken from there.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Every path of the run `<output_dir>/<experiment_id>/`; making them is up to the writers."""
+
+    output_dir: str
+    experiment_id: str
+
+    @property
+    def experiment_dir(self) -> Path:
+        """The run's folder; whatever the run writes is inside it."""
+        return Path(os.path.abspath(self.output_dir)) / self.experiment_id
+
+    @property
+    def config_path(self) -> Path:
+        """The ExperimentConfig alone, so that it can be read back."""
+        return self.experiment_dir / "config.json"
+
+    @property
+    def status_path(self) -> Path:
+        """State, progress, process id, error and the versions in use."""
+        return self.experiment_dir / "status.json"
+
+    @property
+    def metrics_json_path(self) -> Path:
+        """All rows as one JSON document."""
+        return self.experiment_dir / "metrics.json"
+
+    @property
+    def metrics_csv_path(self) -> Path:
+        """The same rows, appended as they come."""
+        return self.experiment_dir / "metrics.csv"
+
+    @property
+    def events_path(self) -> Path:
+        """Every event of the bus, one JSON object a line."""
+        return self.experiment_dir / "events.log"
+
+    @property
+    def log_path(self) -> Path:
+        """Python logging, Ray's messages included."""
+        return self.experiment_dir / "training.log"
+
+    @property
+    def model_path(self) -> Path:
+        """The trained policy."""
+        return self.experiment_dir / "model.zip"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """What training needs to go on."""
+        return self.experiment_dir / "checkpoints"
+
+    def checkpoint_dir(self, agent_steps: int) -> Path:
+        """The checkpoint taken after `agent_steps`."""
+        return self.checkpoints_dir / f"step-{agent_steps}"
+
+    @property
+    def tune_dir(self) -> Path:
+        """Ray Tune's own bookkeeping."""
+        return self.experiment_dir / "tune"
