@@ -1,0 +1,1 @@
+"""Events of a run and the bus that carries them; standard library only."""
