@@ -1,0 +1,1 @@
+"""The files of a run: their names, how they are written and read."""

@@ -1,0 +1,97 @@
+"""status.json: the state of a run at a glance, replaced atomically, at most once a second."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from retro_ml.core.artifacts.run_writer import RunWriter, plain
+from retro_ml.core.artifacts.storage import replace_atomically
+from retro_ml.core.metrics.event_bus import EventType, MetricEvent
+
+if TYPE_CHECKING:
+    from retro_ml.core.experiments.config import ExperimentConfig
+
+_INTERVAL_S = 1.0
+_DISTRIBUTIONS = ("retro_ml", "ray", "torch", "ale-py")
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Versions of retro_ml, ray, torch, ale-py and python; None for what is not installed.
+
+    Read from the packages' metadata: nothing is imported.
+    """
+    versions: dict[str, str | None] = {}
+    for name in _DISTRIBUTIONS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {**versions, "python": platform.python_version()}
+
+
+class StatusWriter(RunWriter):
+    """Keeps status.json up to date with a run's events.
+
+    state: starting, running, completed, interrupted or failed; progress: 0 to 1.
+    """
+
+    def __init__(self, config: "ExperimentConfig") -> None:
+        super().__init__(config)
+        self._path = config.paths.status_path
+        self._saved_at_s = -_INTERVAL_S
+        self._status: dict[str, Any] = {
+            "experiment_id": config.experiment_id,
+            "state": "starting",
+            "step": 0,
+            "total_timesteps": config.total_timesteps,
+            "progress": 0.0,
+            "reward": None,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started_at": _now(),
+            "updated_at": _now(),
+            "error": None,
+            "versions": installed_versions(),
+        }
+
+    def _begin(self) -> None:
+        self._save()
+
+    def _take(self, event: MetricEvent) -> None:
+        data = event.data
+        match event.event_type:
+            case EventType.RUN_STARTED:
+                self._status.update(state="running", error=None)
+                self._set_step(data.get("from_step", 0))
+            case EventType.TRAINING_STEP:
+                self._set_step(data["step"])
+                self._status["reward"] = plain(data.get("reward"))
+            case EventType.RUN_COMPLETED:
+                self._status.update(state=data["state"], reward=plain(data.get("reward")))
+                self._set_step(data["step"])
+            case EventType.ERROR:
+                self._status.update(state="failed", error=data["message"])
+            case _:
+                return
+        ordinary = event.event_type is EventType.TRAINING_STEP
+        if not ordinary or time.monotonic() - self._saved_at_s >= _INTERVAL_S:
+            self._save()
+
+    def _set_step(self, step: int) -> None:
+        self._status["step"] = plain(step)
+        self._status["progress"] = min(1.0, step / self._config.total_timesteps)
+
+    def _save(self) -> None:
+        self._saved_at_s = time.monotonic()
+        self._status["updated_at"] = _now()
+        text = json.dumps(self._status, indent=2, allow_nan=False) + "\n"
+        replace_atomically(self._path, lambda file: file.write(text.encode()))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -1,0 +1,229 @@
+"""The subscribers that turn a run's events into its files.
+
+Each attempt begins with RUN_STARTED and the step it goes on from: what lies beyond that step is
+cut from the files first, since the attempt writes it anew. So rows are neither doubled nor missing
+however often a run was ended and taken up again.
+"""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.numpy
+
+from retro_ml.core.artifacts.checkpoint_files import CheckpointError, load_manifest
+from retro_ml.core.artifacts.metrics_file import (
+    DATA_COLUMN_NAMES,
+    ROW_TYPES,
+    build_header,
+    build_row,
+    cut_rows,
+    save_metrics_json,
+)
+from retro_ml.core.artifacts.model_archive import save_model_archive
+from retro_ml.core.artifacts.run_writer import RunWriter, plain
+from retro_ml.core.artifacts.status import StatusWriter, installed_versions
+from retro_ml.core.artifacts.storage import AppendFile, ArtifactError, rewrite_lines
+from retro_ml.core.metrics.event_bus import EventType, MetricEvent
+
+if TYPE_CHECKING:
+    from retro_ml.core.experiments.config import ExperimentConfig
+
+__all__ = ["LogWriter", "MetricsWriter", "ModelWriter", "StatusWriter", "build_writers"]
+
+logger = logging.getLogger("retro_ml.artifacts")
+run_logger = logging.getLogger("retro_ml.run")
+
+_SYNC_INTERVAL_S = 1.0
+# metrics.json is rewritten whole: growing by a quarter each time, a run of any length writes it
+# five times over in all.
+_FIRST_JSON_AFTER_S = 2.0
+_JSON_INTERVAL_S = 5.0
+_JSON_GROWTH = 1.25
+
+
+def build_writers(config: "ExperimentConfig") -> list[RunWriter]:
+    """Every writer of a run; the status comes last, so that it tells of files that are there."""
+    return [MetricsWriter(config), LogWriter(config), ModelWriter(config), StatusWriter(config)]
+
+
+class _LinesWriter(RunWriter):
+    """A writer of one file of lines, which each attempt cuts back to where it goes on."""
+
+    _ends_at_error = True
+
+    def __init__(self, config: "ExperimentConfig", path: Path) -> None:
+        super().__init__(config)
+        self._path = path
+        self._lines: AppendFile | None = None
+        self._synced_at_s = time.monotonic()
+
+    def _open(self) -> AppendFile:
+        if self._lines is None:
+            self._lines = AppendFile(self._path)
+        return self._lines
+
+    def _reopen_cut(self, *, after_step: int) -> None:
+        self._end()
+        if self._path.exists():
+            self._cut(after_step=after_step)
+        self._open()
+
+    def _cut(self, *, after_step: int) -> None:
+        raise NotImplementedError
+
+    def _sync(self, event: MetricEvent) -> None:
+        """Training steps come often and may wait a second; all else is on the disk at once."""
+        elapsed_s = time.monotonic() - self._synced_at_s
+        ordinary = event.event_type in (EventType.TRAINING_STEP, EventType.EPISODE_FINISHED)
+        if not ordinary or elapsed_s >= _SYNC_INTERVAL_S:
+            self._open().sync()
+            self._synced_at_s = time.monotonic()
+
+    def _end(self) -> None:
+        if self._lines is not None:
+            lines, self._lines = self._lines, None
+            lines.close()
+
+
+class MetricsWriter(_LinesWriter):
+    """metrics.csv, appended row by row, and metrics.json made from it now and then."""
+
+    def __init__(self, config: "ExperimentConfig") -> None:
+        super().__init__(config, config.paths.metrics_csv_path)
+        self._unknown_keys: set[str] = set()
+        self._json_size_bytes = 0
+        self._json_due_s = 0.0
+
+    def _take(self, event: MetricEvent) -> None:
+        if event.event_type is EventType.RUN_STARTED:
+            self._reopen_cut(after_step=event.data.get("from_step", 0))
+            self._save_json(next_after_s=_FIRST_JSON_AFTER_S)
+        if event.event_type.value in ROW_TYPES:
+            self._note_unknown_keys(event)
+            self._open().append(build_row(event))
+        self._sync(event)
+        if event.event_type in (EventType.RUN_COMPLETED, EventType.ERROR) or self._json_is_due():
+            self._save_json(next_after_s=_JSON_INTERVAL_S)
+
+    def _open(self) -> AppendFile:
+        lines = super()._open()
+        if lines.size_bytes == 0:
+            lines.append(build_header())
+        return lines
+
+    def _cut(self, *, after_step: int) -> None:
+        cut_rows(self._path, after_step=after_step)
+
+    def _json_is_due(self) -> bool:
+        grown = self._open().size_bytes >= _JSON_GROWTH * self._json_size_bytes
+        return grown and time.monotonic() >= self._json_due_s
+
+    def _save_json(self, *, next_after_s: float) -> None:
+        config = self._config
+        head = {
+            "experiment_id": config.experiment_id,
+            "game_id": config.game_id,
+            "algorithm": config.algorithm,
+            "total_timesteps": config.total_timesteps,
+        }
+        save_metrics_json(self._path, config.paths.metrics_json_path, head=head)
+        self._json_size_bytes = self._open().size_bytes
+        self._json_due_s = time.monotonic() + next_after_s
+
+    def _note_unknown_keys(self, event: MetricEvent) -> None:
+        unknown = event.data.keys() - DATA_COLUMN_NAMES - self._unknown_keys
+        if unknown:
+            self._unknown_keys |= unknown
+            logger.warning(
+                "metrics.csv has no column for %s; events.log has it", ", ".join(sorted(unknown))
+            )
+
+
+class LogWriter(_LinesWriter):
+    """events.log, one JSON object a line for every event, and the same in words to logging."""
+
+    def __init__(self, config: "ExperimentConfig") -> None:
+        super().__init__(config, config.paths.events_path)
+
+    def _take(self, event: MetricEvent) -> None:
+        if event.event_type is EventType.RUN_STARTED:
+            self._reopen_cut(after_step=event.data.get("from_step", 0))
+        self._open().append(json.dumps(plain(event.to_dict()), allow_nan=False).encode() + b"\n")
+        self._sync(event)
+        level = logging.ERROR if event.event_type is EventType.ERROR else logging.INFO
+        run_logger.log(level, "%s: %s", event.event_type.value, _in_words(event.data))
+
+    def _cut(self, *, after_step: int) -> None:
+        damaged = 0
+
+        def keep(line: bytes) -> bytes | None:
+            nonlocal damaged
+            try:
+                event = json.loads(line)
+                begins = event["event_type"] == EventType.RUN_STARTED.value
+                return line if begins or event["data"].get("step", 0) <= after_step else None
+            except (ValueError, KeyError, TypeError, AttributeError):
+                damaged += 1
+                return None
+
+        rewrite_lines(self._path, keep)
+        if damaged:
+            logger.warning("%s: %d damaged lines dropped", self._path, damaged)
+
+
+class ModelWriter(RunWriter):
+    """model.zip from each checkpoint's module.safetensors, so that a killed run has one too."""
+
+    def __init__(self, config: "ExperimentConfig") -> None:
+        super().__init__(config)
+        self._reward: float | None = None
+
+    def _take(self, event: MetricEvent) -> None:
+        if event.event_type is EventType.TRAINING_STEP:
+            self._reward = plain(event.data.get("reward"))
+        elif event.event_type is EventType.CHECKPOINT_SAVED:
+            self._save(event)
+
+    def _save(self, event: MetricEvent) -> None:
+        config = self._config
+        checkpoint = Path(event.data["path"])
+        weights_path = checkpoint / "module.safetensors"
+        try:
+            weights = safetensors.numpy.load_file(weights_path)
+            manifest = load_manifest(checkpoint)
+        except (OSError, safetensors.SafetensorError, CheckpointError) as error:
+            raise ArtifactError(f"cannot read {weights_path}: {error}") from error
+        metadata = {
+            "algorithm": config.algorithm,
+            "game": {
+                "rom": config.game.rom,
+                "protocol": config.game.protocol,
+                "action_meanings": manifest["action_meanings"],
+            },
+            "observation": {"shape": [4, 84, 84], "dtype": "uint8"},
+            "agent_steps": event.data["step"],
+            "score": self._reward,
+            "versions": installed_versions(),
+            "created_at": event.to_dict()["timestamp"],
+        }
+        save_model_archive(
+            config.paths.model_path,
+            weights=weights,
+            config_json=config.model_dump_json(),
+            metadata=metadata,
+        )
+
+
+def _in_words(data: dict[str, Any]) -> str:
+    """`step 10,240, reward 3.2, ...`, absent values left out."""
+    return ", ".join(f"{key} {_word(value)}" for key, value in data.items() if value is not None)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"

@@ -1,0 +1,153 @@
+"""metrics.csv and metrics.json: rows there and back."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retro_ml.core.artifacts.metrics_file import (
+    COLUMNS,
+    build_header,
+    build_row,
+    cut_rows,
+    read_rows,
+    save_metrics_json,
+)
+from retro_ml.core.artifacts.storage import ArtifactError
+from retro_ml.core.metrics.event_bus import EventType, MetricEvent
+
+pytestmark = pytest.mark.unit
+
+STEP, GAME, DONE = EventType.TRAINING_STEP, EventType.EPISODE_FINISHED, EventType.RUN_COMPLETED
+
+
+def row(kind: EventType, **data: object) -> bytes:
+    return build_row(MetricEvent.now(kind, "a", data))
+
+
+def file_of(folder: Path, *rows: bytes) -> Path:
+    path = folder / "metrics.csv"
+    path.write_bytes(build_header() + b"".join(rows))
+    return path
+
+
+def test_columns_are_documented_and_begin_with_type_and_time() -> None:
+    names = [column.name for column in COLUMNS]
+    assert names[:4] == ["type", "timestamp", "step", "reward"]
+    assert len(set(names)) == len(names)
+    assert all(column.meaning for column in COLUMNS)
+    assert build_header() == (",".join(names) + "\n").encode()
+
+
+def test_a_row_comes_back_with_its_types(tmp_path: Path) -> None:
+    path = file_of(
+        tmp_path,
+        row(STEP, step=np.int64(1024), reward=np.float32(1.5), games=3.0, policy_loss=-0.1),
+        row(GAME, step=1024, reward=2, length=10, frames=40),
+        row(DONE, step=1024, reward=1.5, games=3, time_total_s=2.5, state="completed"),
+    )
+
+    rows = list(read_rows(path))
+    for read in rows:
+        read.pop("timestamp")
+    assert rows == [
+        {"type": "training_step", "step": 1024, "reward": 1.5, "games": 3, "policy_loss": -0.1},
+        {"type": "episode_finished", "step": 1024, "reward": 2.0, "length": 10, "frames": 40},
+        {
+            "type": "run_completed",
+            "step": 1024,
+            "reward": 1.5,
+            "games": 3,
+            "time_total_s": 2.5,
+            "state": "completed",
+        },
+    ]
+    assert [type(rows[0][key]) for key in ("step", "reward", "games")] == [int, float, int]
+
+
+def test_the_reward_before_the_first_game_is_null(tmp_path: Path) -> None:
+    path = file_of(tmp_path, row(STEP, step=8, reward=None))
+    assert next(read_rows(path))["reward"] is None
+
+
+@given(st.floats())
+def test_floats_are_exact_and_never_nan_or_infinite(value: float) -> None:
+    cell = (
+        row(STEP, step=1, entropy=value)
+        .decode()
+        .split(",")[[column.name for column in COLUMNS].index("entropy")]
+    )
+    assert (float(cell) == value) if math.isfinite(value) else cell == ""
+
+
+def test_a_broken_number_of_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match="step"):
+        row(STEP, step=1.5)
+
+
+def test_a_torn_last_line_is_left_out_a_damaged_one_is_not(tmp_path: Path) -> None:
+    whole, torn = row(STEP, step=1), row(STEP, step=2)[:-5]
+    assert len(list(read_rows(file_of(tmp_path, whole, torn)))) == 1
+
+    with pytest.raises(ArtifactError, match="line 2 is damaged"):
+        list(read_rows(file_of(tmp_path, torn + b"\n", whole)))
+
+
+@pytest.mark.parametrize(
+    ("after_step", "left"), [(0, []), (10, [10, 10]), (15, [10, 10]), (20, [10, 10, 20])]
+)
+def test_cutting_drops_what_is_written_anew(
+    tmp_path: Path, after_step: int, left: list[int]
+) -> None:
+    path = file_of(
+        tmp_path,
+        row(GAME, step=10, reward=1, length=5, frames=20),
+        row(STEP, step=10, reward=1.0),
+        row(DONE, step=10, state="interrupted"),
+        row(STEP, step=20, reward=1.0),
+        row(STEP, step=30, reward=1.0)[:-3],
+    )
+    before = path.read_bytes().splitlines()
+
+    cut_rows(path, after_step=after_step)
+
+    after = path.read_bytes().splitlines()
+    assert [read["step"] for read in read_rows(path)] == left
+    assert set(after) <= set(before)
+
+
+def test_cutting_drops_damaged_lines_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = file_of(tmp_path, row(STEP, step=1), b"\x00\xff,,\n", b"what,is,this\n")
+
+    cut_rows(path, after_step=5)
+
+    assert len(list(read_rows(path))) == 1
+    assert "2 damaged lines dropped" in caplog.text
+
+
+def test_cutting_moves_rows_of_other_columns_to_todays(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"timestamp,type,reward,step,gone\n2026,training_step,1.5,4,x\n")
+
+    cut_rows(path, after_step=5)
+
+    assert path.read_bytes().startswith(build_header())
+    read = [{"type": "training_step", "timestamp": "2026", "step": 4, "reward": 1.5}]
+    assert list(read_rows(path)) == read
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_metrics_json_is_the_rows_as_one_document(tmp_path: Path, count: int) -> None:
+    rows = [row(STEP, step=n, reward=float("nan")) for n in range(count)]
+    path = file_of(tmp_path, *rows)
+
+    save_metrics_json(path, tmp_path / "metrics.json", head={"experiment_id": "a"})
+
+    document = json.loads((tmp_path / "metrics.json").read_text())
+    assert document == {"experiment_id": "a", "metrics": list(read_rows(path))}

@@ -1,0 +1,140 @@
+"""Files that survive kills: atomic replacement and whole lines."""
+
+import errno
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from retro_ml.core.artifacts.storage import (
+    AppendFile,
+    ArtifactError,
+    replace_atomically,
+    rewrite_lines,
+)
+
+pytestmark = pytest.mark.unit
+
+
+def test_replace_leaves_the_new_content_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+
+    replace_atomically(path, lambda file: file.write(b"new"))
+
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("bug"), OSError(errno.ENOSPC, "No space left")])
+def test_a_failed_replace_keeps_the_old_content_and_no_part(
+    tmp_path: Path, fault: Exception
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+
+    def write(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise fault
+
+    with pytest.raises((RuntimeError, ArtifactError)) as caught:
+        replace_atomically(path, write)
+
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    if isinstance(fault, OSError):
+        message = str(caught.value)
+        assert str(path) in message
+        assert "No space left" in message
+        assert "free some space" in message
+
+
+def test_replace_into_a_missing_folder_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "gone" / "a.json"
+    with pytest.raises(ArtifactError, match=r"gone/a\.json"):
+        replace_atomically(path, lambda file: file.write(b""))
+
+
+def test_a_temporary_file_left_by_a_kill_is_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    pid = os.fork()
+    if pid == 0:
+        replace_atomically(path, lambda file: os._exit(0))
+    os.waitpid(pid, 0)
+    assert len(list(tmp_path.iterdir())) == 1
+
+    replace_atomically(path, lambda file: file.write(b"new"))
+
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_appended_lines_are_readable_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    lines = AppendFile(path)
+    lines.append(b"one\n")
+
+    assert path.read_bytes() == b"one\n"
+    assert lines.size_bytes == 4
+    lines.close()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"", b""),
+        (b"one\ntw", b"one\n"),
+        (b"torn", b""),
+        (b"one\n", b"one\n"),
+        (b"one\n" + b"x" * 200_000, b"one\n"),
+        (b"y" * 100_000 + b"\ntorn", b"y" * 100_000 + b"\n"),
+    ],
+    ids=["empty", "torn", "only-torn", "whole", "long-torn", "long-line"],
+)
+def test_opening_drops_a_torn_last_line(tmp_path: Path, before: bytes, after: bytes) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(before)
+
+    lines = AppendFile(path)
+    lines.append(b"next\n")
+    lines.close()
+
+    assert path.read_bytes() == after + b"next\n"
+
+
+def test_a_line_that_does_not_fit_leaves_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log"
+    lines = AppendFile(path)
+    lines.append(b"one\n")
+    really_write = os.pwrite
+
+    def write_two_bytes_then_fail(descriptor: int, data: bytes, position: int) -> int:
+        if position > 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return really_write(descriptor, data[:2], position)
+
+    monkeypatch.setattr(os, "pwrite", write_two_bytes_then_fail)
+    with pytest.raises(ArtifactError, match="No space left"):
+        lines.append(b"second\n")
+    monkeypatch.undo()
+
+    assert path.read_bytes() == b"one\n"
+    lines.append(b"third\n")
+    assert path.read_bytes() == b"one\nthird\n"
+    lines.close()
+
+
+def test_a_real_full_device_is_one_clear_message() -> None:
+    with pytest.raises(ArtifactError, match="cannot write /dev/full: No space left"):
+        AppendFile(Path("/dev/full")).append(b"x\n")
+
+
+def test_rewrite_changes_drops_and_ignores_the_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"a\nb\nc\ntorn")
+
+    rewrite_lines(path, lambda line: None if line == b"b\n" else line.upper())
+
+    assert path.read_bytes() == b"A\nC\n"

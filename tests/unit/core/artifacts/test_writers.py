@@ -1,0 +1,307 @@
+"""The writers: what stands in the files after events, kills, retries and disk faults."""
+
+import errno
+import json
+import logging
+import os
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from retro_ml.core.artifacts.checkpoint_files import save_checkpoint_folder
+from retro_ml.core.artifacts.metrics_file import read_rows
+from retro_ml.core.artifacts.model_archive import load_model_archive
+from retro_ml.core.artifacts.run_writer import RunWriter, plain
+from retro_ml.core.artifacts.status import StatusWriter, installed_versions
+from retro_ml.core.artifacts.storage import ArtifactError
+from retro_ml.core.artifacts.writers import LogWriter, MetricsWriter, ModelWriter, build_writers
+from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventBus
+
+pytestmark = pytest.mark.unit
+
+START, STEP, GAME = EventType.RUN_STARTED, EventType.TRAINING_STEP, EventType.EPISODE_FINISHED
+SAVED, DONE, ERROR = EventType.CHECKPOINT_SAVED, EventType.RUN_COMPLETED, EventType.ERROR
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ExperimentConfig:
+    return ExperimentConfig(game_id="breakout", total_timesteps=100, output_dir=str(tmp_path))
+
+
+def tell(target: RunWriter | MetricEventBus, kind: EventType, run: str, **data: Any) -> None:
+    event = MetricEvent.now(kind, run, data)
+    if isinstance(target, MetricEventBus):
+        target.emit(event)
+    else:
+        target(event)
+
+
+def steps(config: ExperimentConfig) -> list[int]:
+    return [row["step"] for row in read_rows(config.paths.metrics_csv_path)]
+
+
+def logged(config: ExperimentConfig) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in config.paths.events_path.read_text().splitlines()]
+
+
+def test_rows_are_in_the_file_at_once(config: ExperimentConfig) -> None:
+    writer, run = MetricsWriter(config), config.experiment_id
+    tell(writer, START, run, from_step=0)
+    tell(writer, GAME, run, step=10, reward=3.0, length=9, frames=36)
+    assert steps(config) == [10]
+
+    tell(writer, STEP, run, step=10, reward=3.0)
+    assert steps(config) == [10, 10]
+
+
+def test_events_of_other_experiments_pass_by(config: ExperimentConfig) -> None:
+    bus = MetricEventBus()
+    writers = [writer.attach(bus) for writer in build_writers(config)]
+    tell(bus, START, config.experiment_id, from_step=0)
+    tell(bus, STEP, "another", step=10)
+    for writer in writers:
+        writer.close()
+
+    assert steps(config) == []
+    assert len(logged(config)) == 1
+
+
+def test_subscribed_by_hand_metrics_are_complete_at_the_end(config: ExperimentConfig) -> None:
+    bus, run = MetricEventBus(), config.experiment_id
+    bus.subscribe(None, MetricsWriter(config))
+    tell(bus, STEP, run, step=10, reward=None)
+    tell(bus, DONE, run, step=10, reward=None, games=0, time_total_s=1.0, state="completed")
+
+    document = json.loads(config.metrics_path.read_text())
+    assert [row["type"] for row in document["metrics"]] == ["training_step", "run_completed"]
+    assert document["experiment_id"] == run
+    assert document["game_id"] == "breakout"
+    assert document["algorithm"] == "PPO"
+    assert document["total_timesteps"] == 100
+
+
+def test_an_attempt_from_a_checkpoint_cuts_and_repeats_exactly(config: ExperimentConfig) -> None:
+    run = config.experiment_id
+    writers = [MetricsWriter(config), LogWriter(config)]
+    for writer in writers:
+        tell(writer, START, run, from_step=0)
+        for step in (10, 20, 30):
+            tell(writer, GAME, run, step=step, reward=1.0, length=5, frames=20)
+            tell(writer, STEP, run, step=step, reward=1.0)
+            tell(writer, SAVED, run, step=step, path="/x") if step == 20 else None
+        # The same process tries again, its files still open.
+        tell(writer, START, run, from_step=20)
+        tell(writer, STEP, run, step=30, reward=1.0)
+
+    assert steps(config) == [10, 10, 20, 20, 30]
+    assert json.loads(config.metrics_path.read_text())["metrics"][-1]["step"] == 20
+    kinds = [(event["event_type"], event["data"].get("step")) for event in logged(config)]
+    assert kinds == [
+        ("run_started", None),
+        ("episode_finished", 10),
+        ("training_step", 10),
+        ("episode_finished", 20),
+        ("training_step", 20),
+        ("checkpoint_saved", 20),
+        ("run_started", None),
+        ("training_step", 30),
+    ]
+
+
+def test_a_killed_process_loses_no_row_and_its_torn_line_is_mended(
+    config: ExperimentConfig,
+) -> None:
+    run = config.experiment_id
+    pid = os.fork()
+    if pid == 0:
+        for writer in build_writers(config)[:2]:
+            tell(writer, START, run, from_step=0)
+            for step in (10, 20):
+                tell(writer, STEP, run, step=step, reward=1.0)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert steps(config) == [10, 20]
+    for path in (config.paths.metrics_csv_path, config.paths.events_path):
+        with path.open("ab") as file:
+            file.write(b'{"training_step,20')
+
+    for writer in (MetricsWriter(config), LogWriter(config)):
+        tell(writer, START, run, from_step=10)
+        tell(writer, STEP, run, step=20, reward=1.0)
+
+    assert steps(config) == [10, 20]
+    assert [event["data"].get("step") for event in logged(config)] == [None, 10, None, 20]
+
+
+def test_a_fresh_start_leaves_nothing_of_before(config: ExperimentConfig) -> None:
+    run = config.experiment_id
+    writer = MetricsWriter(config)
+    tell(writer, STEP, run, step=10)
+    writer.close()
+
+    tell(writer, START, run, from_step=0)
+
+    assert steps(config) == []
+    assert json.loads(config.metrics_path.read_text())["metrics"] == []
+
+
+def test_metrics_json_is_rewritten_as_it_grows_not_at_every_row(
+    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    saves: list[float] = []
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    writer, run = MetricsWriter(config), config.experiment_id
+    save = writer._save_json
+
+    def save_and_note(**kwargs: Any) -> None:
+        saves.append(clock[0])
+        save(**kwargs)
+
+    monkeypatch.setattr(writer, "_save_json", save_and_note)
+    tell(writer, START, run, from_step=0)
+    for second in range(1, 1001):
+        clock[0] = second
+        tell(writer, STEP, run, step=second)
+
+    assert saves[:3] == [0.0, 2.0, 7.0]
+    assert len(saves) < 35  # log(1000) / log(1.25) = 31
+    assert all(late > 1.15 * early for early, late in pairwise(saves[5:]))
+
+
+def test_a_key_without_a_column_is_told_once_and_kept_in_the_log(
+    config: ExperimentConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = config.experiment_id
+    for writer in (MetricsWriter(config), LogWriter(config)):
+        for step in (1, 2):
+            tell(writer, STEP, run, step=step, novelty=0.5)
+
+    assert caplog.text.count("no column for novelty") == 1
+    assert logged(config)[0]["data"] == {"step": 1, "novelty": 0.5}
+
+
+def test_the_log_holds_plain_json_and_words(
+    config: ExperimentConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="retro_ml.run"):
+        writer = LogWriter(config)
+        data = {"step": np.int64(1024), "reward": float("nan"), "path": Path("/x"), "loss": 0.25}
+        tell(writer, STEP, config.experiment_id, **data)
+
+    assert logged(config)[0]["data"] == {"step": 1024, "reward": None, "path": "/x", "loss": 0.25}
+    assert logged(config)[0]["timestamp"].endswith("+00:00")
+    assert "training_step: step 1024" in caplog.text
+
+
+def test_a_full_disk_is_kept_as_error_and_ends_the_file_whole(
+    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus, run = MetricEventBus(), config.experiment_id
+    writer = MetricsWriter(config).attach(bus)
+    tell(bus, STEP, run, step=1)
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    tell(bus, STEP, run, step=2)
+    monkeypatch.undo()
+    tell(bus, STEP, run, step=3)
+    writer.close()
+
+    assert isinstance(writer.error, ArtifactError)
+    assert "metrics.csv" in str(writer.error)
+    assert steps(config) == [1]
+
+
+def test_closing_leaves_the_bus(config: ExperimentConfig) -> None:
+    bus = MetricEventBus()
+    writer = MetricsWriter(config).attach(bus)
+    writer.close()
+    tell(bus, STEP, config.experiment_id, step=1)
+
+    assert not config.paths.metrics_csv_path.exists()
+
+
+def save_module(folder: Path, weights: dict[str, np.ndarray]) -> list[Path]:
+    safetensors.numpy.save_file(weights, folder / "module.safetensors")
+    return []
+
+
+def test_the_model_is_that_of_the_last_checkpoint(config: ExperimentConfig) -> None:
+    writer, run = ModelWriter(config), config.experiment_id
+    for step in (10, 20):
+        folder = config.paths.checkpoint_dir(step)
+        weights = {"w": np.full((2, 2), step, np.float32)}
+        save_checkpoint_folder(
+            folder,
+            lambda into, weights=weights: save_module(into, weights),
+            facts={"action_meanings": ["NOOP", "FIRE"]},
+        )
+        tell(writer, STEP, run, step=step, reward=step / 10)
+        tell(writer, SAVED, run, step=step, path=str(folder))
+
+    archive = load_model_archive(config.model_path)
+    np.testing.assert_array_equal(archive.weights["w"], np.full((2, 2), 20, np.float32))
+    assert ExperimentConfig.model_validate(archive.config) == config
+    assert archive.metadata["agent_steps"] == 20
+    assert archive.metadata["score"] == 2.0
+    assert archive.metadata["game"] == {
+        "rom": "breakout",
+        "protocol": config.game.protocol,
+        "action_meanings": ["NOOP", "FIRE"],
+    }
+    assert archive.metadata["observation"] == {"shape": [4, 84, 84], "dtype": "uint8"}
+
+
+def test_a_checkpoint_without_weights_is_an_error(config: ExperimentConfig) -> None:
+    writer = ModelWriter(config)
+    with pytest.raises(ArtifactError, match=r"module\.safetensors"):
+        tell(writer, SAVED, config.experiment_id, step=1, path="/nowhere")
+    assert writer.error is not None
+
+
+def test_status_follows_the_run(config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    bus, run = MetricEventBus(), config.experiment_id
+
+    def status() -> dict[str, Any]:
+        whole: dict[str, Any] = json.loads(config.status_path.read_text())
+        return whole
+
+    StatusWriter(config).attach(bus)
+    assert (status()["state"], status()["pid"]) == ("starting", os.getpid())
+    assert status()["versions"] == installed_versions()
+    tell(bus, START, run, from_step=20)
+    assert (status()["state"], status()["progress"]) == ("running", 0.2)
+    tell(bus, STEP, run, step=30, reward=1.5)
+    assert status()["step"] == 20, "at most once a second"
+    clock[0] += 1.0
+    tell(bus, STEP, run, step=40, reward=float("nan"))
+    assert (status()["step"], status()["reward"]) == (40, None)
+    tell(bus, ERROR, run, message="it broke")
+    assert (status()["state"], status()["error"]) == ("failed", "it broke")
+    tell(bus, START, run, from_step=20)
+    assert (status()["state"], status()["error"]) == ("running", None)
+    tell(bus, DONE, run, step=104, reward=2.0, state="interrupted")
+    assert (status()["state"], status()["progress"]) == ("interrupted", 1.0)
+
+
+def test_versions_are_read_without_importing() -> None:
+    versions = installed_versions()
+    assert versions.keys() == {"retro_ml", "ray", "torch", "ale-py", "python"}
+    assert versions["ale-py"]
+
+
+def test_plain_makes_json_types() -> None:
+    value = {"a": (np.float32(0.5), np.array([1, 2])), 3: float("inf"), "n": np.float64("nan")}
+    assert plain(value) == {"a": [0.5, [1, 2]], "3": None, "n": None}
+    assert type(plain(np.float64(2.0))) is float
+    assert plain(True) is True
