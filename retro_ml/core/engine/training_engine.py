@@ -1,0 +1,233 @@
+"""The order of a run, from a config to its result.
+
+Folder, config.json, log, the user's subscribers, the writers, the launcher, the end. The engine
+knows a Launcher, not what executes it.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from signal import Signals
+from typing import Any, Literal
+
+from retro_ml.core.artifacts.run_writer import RunWriter
+from retro_ml.core.artifacts.storage import ArtifactError
+from retro_ml.core.artifacts.writers import build_writers
+from retro_ml.core.engine.launcher import Launcher, LaunchError, Trial, TrialEnd
+from retro_ml.core.engine.progress import Progress, build_progress
+from retro_ml.core.engine.run_folder import BadRunFolder, make_run_folder
+from retro_ml.core.engine.run_log import RunLog
+from retro_ml.core.engine.stop_signals import StopSignals
+from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.core.experiments.options import RunOptions
+from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventBus
+
+__all__ = ["BadRunFolder", "ExperimentResult", "TrainingEngine"]
+
+logger = logging.getLogger("retro_ml.engine")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentResult:
+    """How a run ended and where its files are.
+
+    `training_time` is in seconds of wall clock, start-up included; `final_reward` the mean score
+    of the last 100 games, None before the first; `exit_code` what the command line returns.
+    """
+
+    success: bool
+    training_time: float
+    metrics_path: Path
+    model_path: Path
+    log_path: Path
+    final_reward: float | None
+    error: str | None
+    experiment_id: str
+    experiment_dir: Path
+    state: Literal["completed", "interrupted", "failed"]
+    agent_steps: int
+    games: int
+    exit_code: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON types, paths as text."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+
+class TrainingEngine:
+    """Trains one config with a launcher; `run` is called once."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        event_bus: MetricEventBus | None = None,
+        *,
+        launcher: Launcher,
+        options: RunOptions | None = None,
+    ) -> None:
+        self._config = config
+        self._bus = MetricEventBus() if event_bus is None else event_bus
+        self._launcher = launcher
+        self._options = RunOptions() if options is None else options
+        self._tally = _Tally()
+        self._watched: list[RunWriter | RunLog] = []
+
+    def run(self) -> ExperimentResult:
+        """Train to the end, however it comes.
+
+        Training failures are reported by the result. Raises BadRunFolder (a ValueError) when the
+        run's folder cannot be made; nothing is left behind then.
+        """
+        started_s = time.monotonic()
+        make_run_folder(self._config)
+        progress = build_progress(self._config, self._options, sys.stderr)
+        with RunLog(self._config.paths.log_path, notice=progress.notice) as log, progress:
+            writers = build_writers(self._config)
+            self._watched = [*writers, log]
+            with self._stop_signals(progress) as stop, _attached(self._bus, writers, progress):
+                end = self._announce(self._launch(stop))
+            result = self._result(end, training_time_s=time.monotonic() - started_s)
+            logger.info("%s, exit code %d", result.state, result.exit_code)
+        progress.summarize(result)
+        return result
+
+    def _launch(self, stop: StopSignals) -> TrialEnd:
+        write_error = self._write_error()
+        if write_error is not None:
+            return self._failed(str(write_error), exit_code=1)
+        try:
+            ends = self._launcher.launch([Trial(self._config)], self._publish, self._options)
+            end = self._own_end(ends)
+        except LaunchError as error:
+            end = self._failed(str(error), exit_code=LaunchError.exit_code)
+        except KeyboardInterrupt:
+            end = TrialEnd(self._config.experiment_id, "interrupted", exit_code=130)
+        except Exception as error:
+            logger.exception("training failed")
+            end = self._failed(f"{type(error).__name__}: {error}", exit_code=1)
+        return self._end_seen_from_here(end, stop)
+
+    def _publish(self, event: MetricEvent) -> None:
+        self._tally.take(event)
+        self._bus.emit(event)
+        if self._write_error() is not None:
+            self._launcher.request_stop()
+
+    def _announce(self, end: TrialEnd) -> TrialEnd:
+        if end.state != "failed":
+            self._emit(EventType.RUN_COMPLETED, self._tally.completed_data(end.state))
+            # The last writes are made on this event, and may fail as any other.
+            write_error = self._write_error()
+            if write_error is None:
+                return end
+            end = self._failed(str(write_error), exit_code=1)
+        self._emit(EventType.ERROR, {"message": end.error})
+        return end
+
+    def _end_seen_from_here(self, end: TrialEnd, stop: StopSignals) -> TrialEnd:
+        """What the launcher cannot know: files that could not be written, signals."""
+        write_error = self._write_error()
+        if write_error is not None:
+            return self._failed(str(write_error), exit_code=1)
+        if end.state == "interrupted":
+            by = "on request" if stop.signum is None else f"by {Signals(stop.signum).name}"
+            step, total = self._tally.step, self._config.total_timesteps
+            code = (end.exit_code or 130) if stop.signum is None else 128 + stop.signum
+            error = end.error or f"stopped {by} at {step:,} of {total:,} agent steps"
+            return TrialEnd(end.experiment_id, "interrupted", error, code)
+        if end.state == "failed":
+            return self._failed(end.error or "training failed", exit_code=end.exit_code or 1)
+        return end
+
+    def _result(self, end: TrialEnd, *, training_time_s: float) -> ExperimentResult:
+        paths = self._config.paths
+        return ExperimentResult(
+            success=end.state == "completed",
+            training_time=training_time_s,
+            metrics_path=paths.metrics_json_path,
+            model_path=paths.model_path,
+            log_path=paths.log_path,
+            final_reward=self._tally.reward,
+            error=end.error,
+            experiment_id=self._config.experiment_id,
+            experiment_dir=paths.experiment_dir,
+            state=end.state,
+            agent_steps=self._tally.step,
+            games=self._tally.games,
+            exit_code=end.exit_code,
+        )
+
+    def _stop_signals(self, progress: Progress) -> StopSignals:
+        def ask_to_stop() -> None:
+            progress.announce_stop()
+            self._launcher.request_stop()
+
+        return StopSignals(on_first=ask_to_stop, before_exit=progress.restore_terminal)
+
+    def _own_end(self, ends: list[TrialEnd]) -> TrialEnd:
+        for end in ends:
+            if end.experiment_id == self._config.experiment_id:
+                return end
+        raise RuntimeError(f"the launcher reported no end of {self._config.experiment_id}")
+
+    def _failed(self, message: str, *, exit_code: int) -> TrialEnd:
+        return TrialEnd(self._config.experiment_id, "failed", message, exit_code)
+
+    def _write_error(self) -> Exception | None:
+        return next((watched.error for watched in self._watched if watched.error), None)
+
+    def _emit(self, event_type: EventType, data: dict[str, Any]) -> None:
+        self._bus.emit(MetricEvent.now(event_type, self._config.experiment_id, data))
+
+
+class _Tally:
+    """What the result tells of the run, gathered from its events."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.reward: float | None = None
+        self.games = 0
+        self._time_total_s = 0.0
+
+    def take(self, event: MetricEvent) -> None:
+        data = event.data
+        if event.event_type is EventType.RUN_STARTED:
+            self.step = data.get("from_step", 0)
+        elif event.event_type is EventType.TRAINING_STEP:
+            self.step = data["step"]
+            self.reward = data.get("reward")
+            self.games = data.get("games", self.games)
+            self._time_total_s = data.get("time_total_s", self._time_total_s)
+
+    def completed_data(self, state: str) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "reward": self.reward,
+            "games": self.games,
+            "time_total_s": self._time_total_s,
+            "state": state,
+        }
+
+
+@contextmanager
+def _attached(bus: MetricEventBus, writers: list[RunWriter], progress: Progress) -> Iterator[None]:
+    """Writers and progress on the bus, in this order; taken off and closed at the end."""
+    for writer in writers:
+        writer.attach(bus)
+    bus.subscribe(None, progress)
+    try:
+        yield
+    finally:
+        bus.unsubscribe(None, progress)
+        for writer in writers:
+            try:
+                writer.close()
+            except ArtifactError as error:
+                # All was synced when the end was told, so this fails only after an earlier error,
+                # which the result has already.
+                logger.error("%s", error)

@@ -1,0 +1,383 @@
+"""The order of a run, with a scripted launcher: results, files, faults, signals, logs."""
+
+import errno
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from retro_ml.core.artifacts.checkpoint_files import save_checkpoint_folder
+from retro_ml.core.artifacts.model_archive import load_model_archive
+from retro_ml.core.engine.launcher import LaunchError, Trial, TrialEnd
+from retro_ml.core.engine.training_engine import ExperimentResult, TrainingEngine
+from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.core.experiments.options import RunOptions
+from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventBus
+
+pytestmark = pytest.mark.unit
+
+Script = Callable[["ScriptedLauncher"], Any]
+
+
+class ScriptedLauncher:
+    """Runs `script(self)`; what that returns, if a TrialEnd, is the trial's end."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.stop_requests = 0
+        self.launched = 0
+        self.config: ExperimentConfig
+        self.options: RunOptions
+        self._publish: Callable[[MetricEvent], None]
+
+    def launch(
+        self,
+        trials: Sequence[Trial],
+        publish: Callable[[MetricEvent], None],
+        options: RunOptions,
+    ) -> list[TrialEnd]:
+        """Play the script."""
+        self.launched += 1
+        self.config, self.options, self._publish = trials[0].config, options, publish
+        end = self.script(self)
+        if isinstance(end, TrialEnd):
+            return [end]
+        return [TrialEnd(self.config.experiment_id, end or "completed")]
+
+    def request_stop(self) -> None:
+        """Count the request."""
+        self.stop_requests += 1
+
+    def tell(self, kind: EventType, **data: Any) -> None:
+        """Publish one event of the trial."""
+        self._publish(MetricEvent.now(kind, self.config.experiment_id, data))
+
+    def train(self, iterations: int = 2) -> None:
+        """An ordinary run of 10 agent steps an iteration, with a checkpoint."""
+        self.tell(EventType.RUN_STARTED, from_step=0, device="cpu", precision="fp32")
+        for iteration in range(1, iterations + 1):
+            step = 10 * iteration
+            self.tell(EventType.EPISODE_FINISHED, step=step, reward=4.0, length=9, frames=36)
+            self.tell(
+                EventType.TRAINING_STEP,
+                step=step,
+                reward=4.0,
+                games=iteration,
+                iteration=iteration,
+                steps_per_s=500.0,
+                time_total_s=0.5 * iteration,
+            )
+        folder = self.config.paths.checkpoint_dir(step)
+        save_checkpoint_folder(folder, save_module, facts={"action_meanings": ["NOOP"]})
+        self.tell(EventType.CHECKPOINT_SAVED, step=step, path=str(folder))
+
+    def wait_for_stop(self) -> str:
+        """As a launcher does: go on until asked to stop. At most 10 s."""
+        deadline_s = time.monotonic() + 10
+        while not self.stop_requests and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        return "interrupted" if self.stop_requests else "completed"
+
+
+def save_module(folder: Path) -> list[Path]:
+    safetensors.numpy.save_file({"w": np.ones(2, np.float32)}, folder / "module.safetensors")
+    return []
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ExperimentConfig:
+    return make_config(tmp_path / "runs")
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_given_back() -> Iterator[None]:
+    def state() -> list[Any]:
+        signals = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+        return [*signals, list(logging.getLogger("retro_ml").handlers), threading.active_count()]
+
+    before = state()
+    yield
+    assert state() == before
+
+
+def make_config(output_dir: Path, **fields: Any) -> ExperimentConfig:
+    fields = {"game_id": "breakout", "total_timesteps": 20, "experiment_id": "x", **fields}
+    return ExperimentConfig(output_dir=str(output_dir), **fields)
+
+
+def run(
+    config: ExperimentConfig, script: Script, bus: MetricEventBus | None = None
+) -> ExperimentResult:
+    options = RunOptions(progress="quiet")
+    return TrainingEngine(config, bus, launcher=ScriptedLauncher(script), options=options).run()
+
+
+def status(config: ExperimentConfig) -> dict[str, Any]:
+    whole: dict[str, Any] = json.loads(config.status_path.read_text())
+    return whole
+
+
+def train(launcher: ScriptedLauncher) -> None:
+    launcher.train()
+
+
+def test_a_run_leaves_its_result_and_every_file(config: ExperimentConfig) -> None:
+    result = run(config, train)
+
+    assert result.success
+    assert (result.state, result.exit_code, result.error) == ("completed", 0, None)
+    assert (result.final_reward, result.agent_steps, result.games) == (4.0, 20, 2)
+    assert result.training_time > 0
+    assert {path.name for path in config.experiment_dir.iterdir()} == {
+        "config.json",
+        "status.json",
+        "metrics.json",
+        "metrics.csv",
+        "events.log",
+        "training.log",
+        "model.zip",
+        "checkpoints",
+    }
+    text = config.config_path.read_text()
+    assert ExperimentConfig.model_validate_json(text) == config
+    last = json.loads(result.metrics_path.read_text())["metrics"][-1]
+    assert {key: last[key] for key in last if key != "timestamp"} == {
+        "type": "run_completed",
+        "step": 20,
+        "reward": 4.0,
+        "games": 2,
+        "time_total_s": 1.0,
+        "state": "completed",
+    }
+    assert load_model_archive(result.model_path).metadata["agent_steps"] == 20
+    assert (status(config)["state"], status(config)["progress"]) == ("completed", 1.0)
+    assert "run_completed" in result.log_path.read_text()
+
+
+def test_the_result_is_json(config: ExperimentConfig) -> None:
+    result = run(config, train)
+    assert json.loads(json.dumps(result.as_dict())) == result.as_dict()
+    assert result.as_dict()["metrics_path"] == str(config.metrics_path)
+
+
+def test_the_user_gets_every_event_in_order(config: ExperimentConfig) -> None:
+    bus, seen = MetricEventBus(), []
+    bus.subscribe(None, lambda event: seen.append(event.event_type.value))
+    bus.subscribe(EventType.TRAINING_STEP, lambda event: 1 / 0)
+
+    assert run(config, train, bus).success
+    assert seen == [
+        "run_started",
+        "episode_finished",
+        "training_step",
+        "episode_finished",
+        "training_step",
+        "checkpoint_saved",
+        "run_completed",
+    ]
+    assert "ZeroDivisionError" in config.log_path.read_text()
+
+
+def test_config_and_status_are_there_before_training(config: ExperimentConfig) -> None:
+    def look(launcher: ScriptedLauncher) -> None:
+        assert config.config_path.exists()
+        assert status(config)["state"] == "starting"
+        launcher.train()
+        assert status(config)["state"] == "running"
+
+    assert run(config, look).error is None
+
+
+def test_options_reach_the_launcher(config: ExperimentConfig) -> None:
+    launcher = ScriptedLauncher(train)
+    options = RunOptions(stop_score=3.0, progress="quiet")
+    TrainingEngine(config, launcher=launcher, options=options).run()
+    assert launcher.options is options
+
+
+def test_one_bus_serves_two_runs(tmp_path: Path) -> None:
+    bus = MetricEventBus()
+    results = [run(make_config(tmp_path, experiment_id=name), train, bus) for name in "ab"]
+    counts = [len(json.loads(r.metrics_path.read_text())["metrics"]) for r in results]
+    assert counts == [5, 5]
+
+
+def test_a_failed_trial_fails_the_run(config: ExperimentConfig) -> None:
+    bus = MetricEventBus()
+    end = TrialEnd("x", "failed", "the learner died three times", 3)
+    result = run(config, lambda launcher: end, bus)
+
+    assert not result.success
+    assert (result.state, result.exit_code) == ("failed", 3)
+    assert result.error == "the learner died three times"
+    assert status(config)["error"] == result.error
+    assert bus.history()[-1].event_type is EventType.ERROR
+    assert json.loads(config.metrics_path.read_text())["metrics"] == []
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (LaunchError("no cluster at 10.0.0.1:6379"), 3, "no cluster at 10.0.0.1:6379"),
+        (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_what_the_launcher_raises_becomes_the_error(
+    config: ExperimentConfig, raised: Exception, code: int, message: str
+) -> None:
+    def fail(_: ScriptedLauncher) -> None:
+        raise raised
+
+    result = run(config, fail)
+
+    assert (result.state, result.exit_code, result.error) == ("failed", code, message)
+    # A bug is written down with its traceback; what the machine lacks is no bug.
+    assert ("Traceback" in config.log_path.read_text()) == (code == 1)
+
+
+def test_a_launcher_that_forgets_the_trial_is_a_failure(config: ExperimentConfig) -> None:
+    result = run(config, lambda launcher: TrialEnd("another", "completed"))
+    assert result.error is not None
+    assert "no end of x" in result.error
+
+
+def test_a_full_disk_stops_the_run_with_one_message(
+    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def script(launcher: ScriptedLauncher) -> str:
+        launcher.tell(EventType.RUN_STARTED, from_step=0)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pwrite", fail)
+            launcher.tell(EventType.TRAINING_STEP, step=10, reward=None)
+        assert launcher.stop_requests > 0
+        return "interrupted"
+
+    result = run(config, script)
+
+    assert (result.state, result.exit_code) == ("failed", 1)
+    assert result.error is not None
+    assert "metrics.csv: No space left on device" in result.error
+    assert status(config)["state"] == "failed"
+
+
+def test_a_disk_that_fills_at_the_very_end_is_no_success(
+    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def script(launcher: ScriptedLauncher) -> None:
+        launcher.train()
+        monkeypatch.setattr(
+            "retro_ml.core.artifacts.writers.save_metrics_json",
+            lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")),
+        )
+
+    result = run(config, script)
+
+    assert (result.state, result.exit_code) == ("failed", 1)
+    assert status(config)["state"] == "failed"
+
+
+def test_a_bad_folder_is_refused_before_anything_begins(config: ExperimentConfig) -> None:
+    run(config, train)
+    before = {path: path.read_bytes() for path in config.experiment_dir.glob("*.*")}
+    bus = MetricEventBus()
+
+    with pytest.raises(ValueError, match="experiment_id: x -> "):
+        run(config, train, bus)
+
+    assert bus.history() == []
+    assert {path: path.read_bytes() for path in config.experiment_dir.glob("*.*")} == before
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_ends_the_run_in_order(
+    config: ExperimentConfig, signum: signal.Signals, code: int
+) -> None:
+    def script(launcher: ScriptedLauncher) -> str:
+        launcher.train()
+        threading.Timer(0.05, os.kill, (os.getpid(), signum)).start()
+        return launcher.wait_for_stop()
+
+    result = run(config, script)
+
+    assert (result.state, result.exit_code, result.success) == ("interrupted", code, False)
+    assert result.error == f"stopped by {signum.name} at 20 of 20 agent steps"
+    assert status(config)["state"] == "interrupted"
+    last = json.loads(config.metrics_path.read_text())["metrics"][-1]
+    assert (last["type"], last["state"]) == ("run_completed", "interrupted")
+
+
+def test_a_signal_that_comes_too_late_changes_nothing(config: ExperimentConfig) -> None:
+    def script(launcher: ScriptedLauncher) -> str:
+        launcher.train()
+        os.kill(os.getpid(), signal.SIGINT)
+        launcher.wait_for_stop()
+        return "completed"
+
+    assert run(config, script).exit_code == 0
+
+
+def test_the_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
+    program = f"""
+import os, signal, time
+from pathlib import Path
+from test_training_engine import make_config, run
+def script(launcher):
+    launcher.train()
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not launcher.stop_requests:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(20)
+run(make_config(Path({str(tmp_path)!r})), script)
+"""
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=15,
+        check=False,
+    )
+
+    assert ended.returncode == 130
+    folder = tmp_path / "x"
+    assert json.loads((folder / "status.json").read_text())["state"] == "running"
+    assert "metrics" in json.loads((folder / "metrics.json").read_text())
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 5
+    assert load_model_archive(folder / "model.zip").metadata["agent_steps"] == 20
+
+
+def test_it_runs_outside_the_main_thread(config: ExperimentConfig) -> None:
+    results: list[ExperimentResult] = []
+    thread = threading.Thread(target=lambda: results.append(run(config, train)))
+    thread.start()
+    thread.join(timeout=20)
+    assert results[0].success
+
+
+def test_the_files_are_complete_when_the_status_says_so(config: ExperimentConfig) -> None:
+    bus, seen = MetricEventBus(), []
+
+    def at_end(event: MetricEvent) -> None:
+        rows = json.loads(config.metrics_path.read_text())["metrics"]
+        seen.append((status(config)["state"], rows[-1]["type"], config.model_path.exists()))
+
+    def script(launcher: ScriptedLauncher) -> None:
+        launcher.train()
+        bus.subscribe(EventType.RUN_COMPLETED, at_end)  # after the writers
+
+    run(config, script, bus)
+    assert seen == [("completed", "run_completed", True)]
