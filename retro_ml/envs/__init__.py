@@ -1,0 +1,1 @@
+"""Atari games: one vector of emulators, and the frames it yields."""

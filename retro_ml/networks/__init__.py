@@ -1,0 +1,1 @@
+"""The agents' networks in plain PyTorch, as training and play share them."""
