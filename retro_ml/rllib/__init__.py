@@ -1,0 +1,1 @@
+"""RLlib driven by an ExperimentConfig: the only rooms, with `cluster`, that know Ray."""

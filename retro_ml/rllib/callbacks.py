@@ -1,0 +1,82 @@
+"""RLlib callbacks: here a trial's records leave the actor it runs in.
+
+A callback cannot reach the user's MetricEventBus: it lives in another process, perhaps on another
+machine. It puts plain data into the result instead, under `records`; `cluster.bus_bridge` publishes
+them on the driver.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.utils.metrics import LEARNER_RESULTS
+
+RECORDS = "records"
+LEARNER_COLUMNS = (
+    "policy_loss",
+    "value_loss",
+    "entropy",
+    "approx_kl",
+    "clip_fraction",
+    "explained_variance",
+    "loss",
+    "q_mean",
+    "learning_rate",
+)
+
+
+class RecordCallback(RLlibCallback):
+    """Writes a result's `records`: `[{"type", "timestamp", "data"}]`, in order."""
+
+    def on_algorithm_init(self, *, algorithm: Any, **kwargs: Any) -> None:
+        """Starts the clock of the first iteration."""
+        self._started_at = time.perf_counter()
+        self._first_result = True
+
+    def on_train_result(self, *, algorithm: Any, result: dict[str, Any], **kwargs: Any) -> None:
+        """One row per finished game, then one for the iteration."""
+        progress = algorithm.progress
+        now = time.perf_counter()
+        elapsed_s, self._started_at = now - self._started_at, now
+        progress.iteration = result["training_iteration"]
+        progress.time_total_s += elapsed_s
+        records = []
+        if self._first_result:
+            records.append(_record("run_started", algorithm.describe_attempt()))
+            self._first_result = False
+        records.extend(_record("episode_finished", game) for game in progress.finished)
+        progress.finished = []
+        steps = progress.agent_steps - algorithm.agent_steps_before
+        algorithm.agent_steps_before = progress.agent_steps
+        row = {
+            "step": progress.agent_steps,
+            "reward": progress.score,
+            "iteration": progress.iteration,
+            "frames": progress.frames,
+            "games": progress.games,
+            **_learner_columns(result),
+            **algorithm.training_columns(),
+            "steps_per_s": steps / elapsed_s,
+            "time_total_s": progress.time_total_s,
+        }
+        records.append(_record("training_step", row))
+        result[RECORDS] = records
+        result["agent_steps"] = progress.agent_steps
+        result["score"] = progress.score
+
+
+def _record(kind: str, data: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": kind,
+        "timestamp": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "data": data,
+    }
+
+
+def _learner_columns(result: dict[str, Any]) -> dict[str, float]:
+    statistics = result.get(LEARNER_RESULTS, {}).get(DEFAULT_MODULE_ID, {})
+    return {name: float(statistics[name]) for name in LEARNER_COLUMNS if name in statistics}

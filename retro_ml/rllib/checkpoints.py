@@ -1,0 +1,109 @@
+"""A trial's checkpoint: arrays and JSON, all that decides its future.
+
+    manifest.json                       sha256 and size of every file, written last
+    module.safetensors                  the network's weights, as model.zip holds them
+    learner.safetensors, learner.json   target network, optimizer, generator of minibatches
+    games.safetensors, games.json       seeds and actions of the games in progress, generators
+    trial.safetensors, trial.json       counters, the last 100 scores
+    ../replay/                          DQN's transitions, in segments that checkpoints share
+
+RLlib's own checkpoints are pickles, also those it calls msgpack; these are not, so they may be read
+wherever they come from.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from safetensors.numpy import load_file, save_file
+
+from retro_ml.core.artifacts.checkpoint_files import (
+    CheckpointError,
+    prune_checkpoints,
+    save_checkpoint_folder,
+    verify_checkpoint,
+)
+from retro_ml.rllib.progress import Progress
+from retro_ml.rllib.state_files import load_state, save_state
+
+if TYPE_CHECKING:
+    from retro_ml.rllib.algorithm import AtariAlgorithm
+
+MODULE_FILE = "module.safetensors"
+POINTER_FILE = "checkpoint.json"
+NETWORK_PREFIX = "network."
+
+
+def save_checkpoint(algorithm: AtariAlgorithm, folder: Path) -> None:
+    """Saves the trial.
+
+    Where the trial has a `checkpoints_dir` the checkpoint becomes `step-N` there and `folder` (Ray
+    Tune's, which copies what it is given) gets a note of the path; else `folder` gets it all.
+    """
+    root = algorithm.config.checkpoints_dir
+    steps = algorithm.progress.agent_steps
+    target = folder if root is None else Path(root) / f"step-{steps}"
+    facts = {
+        "experiment_id": algorithm.experiment.experiment_id,
+        "algorithm": algorithm.experiment.algorithm,
+        "agent_steps": steps,
+        "action_meanings": list(algorithm.action_meanings),
+    }
+    save_checkpoint_folder(target, lambda into: _write(algorithm, into, target), facts=facts)
+    if root is not None:
+        prune_checkpoints(Path(root), keep=algorithm.experiment.checkpointing.keep)
+        note = {"path": str(target), "agent_steps": steps}
+        (folder / POINTER_FILE).write_text(json.dumps(note), encoding="utf-8")
+
+
+def load_checkpoint(algorithm: AtariAlgorithm, folder: Path) -> None:
+    """Brings a new trial to where `folder` was saved.
+
+    Raises:
+        CheckpointError: damaged, or saved by another algorithm.
+    """
+    manifest = verify_checkpoint(folder)
+    algorithm_name = algorithm.experiment.algorithm
+    if manifest["algorithm"] != algorithm_name:
+        raise CheckpointError(
+            f"{folder} was saved by {manifest['algorithm']}; it cannot go on as {algorithm_name}"
+        )
+    learner = load_state(folder, "learner")
+    weights = load_file(folder / MODULE_FILE)
+    learner[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID] |= {
+        NETWORK_PREFIX + name: array for name, array in weights.items()
+    }
+    algorithm.set_learner_state(learner)
+    algorithm.set_games_states(load_state(folder, "games"))
+    trial = load_state(folder, "trial")
+    algorithm.progress = Progress.from_dict(trial["progress"])
+    algorithm.set_extra_state(trial["extra"], folder)
+
+
+def resolve_checkpoint(folder: Path) -> Path:
+    """The checkpoint itself, where `folder` holds only a note of its path."""
+    note = folder / POINTER_FILE
+    if not note.is_file():
+        return folder
+    return Path(json.loads(note.read_text(encoding="utf-8"))["path"])
+
+
+def _write(algorithm: AtariAlgorithm, into: Path, target: Path) -> list[Path]:
+    learner = algorithm.get_learner_state()
+    module = dict(learner[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID])
+    weights = {name: module.pop(name) for name in list(module) if name.startswith(NETWORK_PREFIX)}
+    save_file(
+        {name.removeprefix(NETWORK_PREFIX): np.array(array) for name, array in weights.items()},
+        into / MODULE_FILE,
+    )
+    learner = {**learner, COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: module}}
+    save_state(learner, into, "learner")
+    save_state(algorithm.get_games_states(), into, "games")
+    extra, shared = algorithm.get_extra_state(target)
+    trial: dict[str, Any] = {"progress": algorithm.progress.to_dict(), "extra": extra}
+    save_state(trial, into, "trial")
+    return shared

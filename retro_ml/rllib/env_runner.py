@@ -1,0 +1,211 @@
+"""EnvRunner: batched steps of one vector of Atari games, no Python object per step.
+
+A subclass of RLlib's SingleAgentEnvRunner that replaces what is slow there, the environment and the
+inner loop; `sample`, weights, spaces and metrics stay RLlib's. `sample()` returns a list of one
+`Rollout` instead of episodes.
+
+The same class serves policies (PPO, A2C: actions sampled from the softmax of the scores) and
+action values (DQN: epsilon-greedy); which one is a field of the config's `env_config`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from ray.rllib.callbacks.utils import make_callback
+from ray.rllib.env.env_context import EnvContext
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
+
+from retro_ml.core.experiments.seeds import derive_seed
+from retro_ml.envs.atari import AtariGames, GameSettings, Step
+from retro_ml.envs.frames import FRAME_CHANNELS, PACKED_FRAME_SHAPE, PACKED_STACK_SHAPE, push_frames
+from retro_ml.rllib.rollout import HISTORY, Rollout
+
+ACTION_SEEDS = 2
+"""First word of the key from which the generators of actions are derived."""
+
+
+class AtariEnvRunner(SingleAgentEnvRunner):
+    """Plays `config.num_envs_per_env_runner` games side by side.
+
+    `config.env_config` holds `settings` (GameSettings' fields), `clip_rewards`,
+    `terminal_on_life_loss`, `num_threads`, and `exploration`: "softmax", or the schedule of epsilon
+    as `[[agent_steps, epsilon], [agent_steps, epsilon]]`, linear between.
+    """
+
+    env: Any  # AtariGames; None before `make_env`
+
+    def make_env(self) -> None:
+        """Builds the games of this runner; they start with the first sample."""
+        if self.env is not None:
+            self.env.close()
+        env_config = dict(self.config.env_config)
+        self.num_envs = self.config.num_envs_per_env_runner
+        runner = max((self.worker_index or 0) - 1, 0)
+        seed = self.config.seed or 0
+        self.env = AtariGames(
+            GameSettings(**env_config["settings"]),
+            num_games=self.num_envs,
+            num_threads=env_config["num_threads"],
+            seed=seed,
+            first_game=runner * self.num_envs,
+        )
+        self._clip_rewards = env_config["clip_rewards"]
+        self._terminal_on_life_loss = env_config["terminal_on_life_loss"]
+        self._exploration = env_config["exploration"]
+        self._rng = np.random.default_rng(derive_seed(seed, ACTION_SEEDS, runner))
+        self._stacks = np.zeros((self.num_envs, *PACKED_STACK_SHAPE), np.uint8)
+        self._ages = np.zeros(self.num_envs, np.uint8)
+        self._needs_initial_reset = True
+        make_callback(
+            "on_environment_created",
+            callbacks_objects=self._callbacks,
+            callbacks_functions=self.config.callbacks_on_environment_created,
+            kwargs={
+                "env_runner": self,
+                "metrics_logger": self.metrics,
+                "env": self.env,
+                "env_context": EnvContext(env_config, worker_index=self.worker_index or 0),
+            },
+        )
+
+    def _sample(
+        self,
+        *,
+        num_timesteps: int | None = None,
+        num_episodes: int | None = None,
+        explore: bool,
+        random_actions: bool = False,
+        force_reset: bool = False,
+    ) -> list[Rollout]:
+        if num_timesteps is None:
+            raise ValueError("AtariEnvRunner samples agent steps, not episodes: give num_timesteps")
+        if self._needs_initial_reset or force_reset:
+            self._start()
+        rollout = self._play(-(-num_timesteps // self.num_envs), explore, random_actions)
+        # RLlib corrects this count at the end of each iteration; all runners play in step.
+        self.num_env_steps_sampled_lifetime += len(rollout) * max(self.num_workers, 1)
+        self._increase_sampled_metrics(len(rollout), len(rollout.finished))
+        for _, game in rollout.finished:
+            self._log_episode_metrics(game.agent_steps, game.score, 0.0)
+        return [rollout]
+
+    def get_games_state(self) -> dict[str, Any]:
+        """All that decides what this runner plays next, apart from the weights."""
+        if self._needs_initial_reset:
+            self._start()
+        return {
+            "emulators": self.env.get_state(),
+            "stacks": self._stacks,
+            "ages": self._ages,
+            "rng": self._rng.bit_generator.state,
+            "agent_steps": self.num_env_steps_sampled_lifetime,
+        }
+
+    def set_games_state(self, state: dict[str, Any]) -> None:
+        """Goes on exactly where `get_games_state` was taken."""
+        self.env.set_state(state["emulators"])
+        self._stacks = np.array(state["stacks"], np.uint8)
+        self._ages = np.array(state["ages"], np.uint8)
+        self._rng.bit_generator.state = state["rng"]
+        self._needs_initial_reset = False
+        # RLlib adds up the env runners' counts with their next metrics (and resets them on a
+        # restore otherwise: ray issues 53877 and 28289).
+        agent_steps = int(state["agent_steps"])
+        self.num_env_steps_sampled_lifetime = agent_steps
+        self.metrics.log_value(
+            NUM_ENV_STEPS_SAMPLED_LIFETIME,
+            agent_steps // max(self.num_workers, 1),
+            reduce="lifetime_sum",
+            with_throughput=True,
+        )
+
+    def _start(self) -> None:
+        first = self.env.reset()
+        everyone = np.ones(self.num_envs, np.bool_)
+        push_frames(np.zeros_like(self._stacks), first, everyone, self._stacks)
+        self._ages[:] = 0
+        self._needs_initial_reset = False
+
+    def _play(self, steps: int, explore: bool, random_actions: bool) -> Rollout:
+        games, num_actions = self.num_envs, int(self.env.single_action_space.n)
+        actor = self.module.build_actor()
+        frames = np.empty((HISTORY + steps + 1, games, *PACKED_FRAME_SHAPE), np.uint8)
+        for row in range(HISTORY + 1):
+            frames[row] = self._stacks[..., row * FRAME_CHANNELS : (row + 1) * FRAME_CHANNELS]
+        rollout = Rollout(
+            frames=frames,
+            ages=np.empty((steps + 1, games), np.uint8),
+            actions=np.empty((steps, games), np.int64),
+            scores=np.empty((steps, games, num_actions), np.float32),
+            values=np.empty((steps + 1, games), np.float32),
+            rewards=np.empty((steps, games), np.float32),
+            terminated=np.empty((steps, games), np.bool_),
+            truncated=np.empty((steps, games), np.bool_),
+            final_values=np.zeros((steps, games), np.float32),
+        )
+        rollout.ages[0] = self._ages
+        frames_before = self.env.frames_played
+        other = np.empty_like(self._stacks)
+        values: torch.Tensor | None = None
+        for t in range(steps):
+            scores, values = actor(torch.from_numpy(self._stacks))
+            rollout.scores[t] = scores.numpy()
+            if values is not None:
+                rollout.values[t] = values.numpy()
+            rollout.actions[t] = self._choose(rollout.scores[t], t, explore, random_actions)
+            step = self.env.step(rollout.actions[t])
+            self._record(rollout, t, step, actor)
+            push_frames(self._stacks, step.frames, step.started, other)
+            self._stacks, other = other, self._stacks
+            self._ages = np.where(step.started, 0, np.minimum(self._ages + 1, HISTORY)).astype(
+                np.uint8
+            )
+            rollout.frames[HISTORY + t + 1] = step.frames
+            rollout.ages[t + 1] = self._ages
+        if values is None:
+            rollout.values = np.empty((0, games), np.float32)
+        else:
+            rollout.values[steps] = actor(torch.from_numpy(self._stacks))[1].numpy()
+        rollout.frames_played = self.env.frames_played - frames_before
+        return rollout
+
+    def _choose(
+        self, scores: NDArray[np.float32], t: int, explore: bool, random_actions: bool
+    ) -> NDArray[np.int64]:
+        """Actions `[N]` for scores `[N, A]`."""
+        if random_actions:
+            return self._rng.integers(0, scores.shape[1], len(scores))
+        if not explore:
+            return scores.argmax(axis=1)
+        if self._exploration == "softmax":
+            # The Gumbel-max trick: argmax(score - log E), E ~ Exp(1), is a draw from the softmax.
+            noise = self._rng.standard_exponential(scores.shape, dtype=np.float32)
+            return (scores - np.log(noise)).argmax(axis=1)
+        explores = self._rng.random(len(scores)) < self.epsilon(t)
+        at_random = self._rng.integers(0, scores.shape[1], len(scores))
+        return np.where(explores, at_random, scores.argmax(axis=1))
+
+    def epsilon(self, t: int = 0) -> float:
+        """Epsilon at the run's agent step at which this sample's step `t` is taken."""
+        (start, high), (end, low) = self._exploration
+        played = self.num_env_steps_sampled_lifetime + t * self.num_envs * max(self.num_workers, 1)
+        return float(np.interp(played, [start, end], [high, low]))
+
+    def _record(self, rollout: Rollout, t: int, step: Step, actor: Any) -> None:
+        rollout.rewards[t] = np.sign(step.rewards) if self._clip_rewards else step.rewards
+        ended_life = step.life_lost if self._terminal_on_life_loss else False
+        rollout.terminated[t] = step.terminated | ended_life
+        rollout.truncated[t] = step.truncated
+        for game, frame in step.final_frames.items():
+            rollout.final_frames[t, game] = frame
+            last = np.concatenate([self._stacks[game, ..., FRAME_CHANNELS:], frame], axis=-1)
+            values = actor(torch.from_numpy(last[None]))[1]
+            if values is not None:
+                rollout.final_values[t, game] = float(values[0])
+        played = (t + 1) * self.num_envs
+        rollout.finished.extend((played, game) for _, game in step.finished)

@@ -1,0 +1,123 @@
+"""What the three Learners share: the learning rate, statistics, minibatches, their state.
+
+RLlib's TorchLearner computes and applies gradients. Changed here, and why:
+
+- *Learning rate.* Set before each update from the run's own step counter, so that it goes on after
+  a resume and is the one that a scheduler has just perturbed (ray issues 57791 and 62173).
+- *Minibatches.* Every epoch is shuffled, the first one too; ragged ends are never dropped silently.
+- *Statistics.* Collected as tensors over all minibatches, averaged and handed to RLlib's
+  MetricsLogger once per `update()`.
+- *Gradients that are not finite* end the trial: a network with NaN in it trains on for hours and
+  learns nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
+from torch import Tensor
+
+from retro_ml.core.experiments.seeds import derive_seed
+
+SHUFFLE_SEEDS = 3
+"""First word of the key from which the generators of minibatches are derived."""
+
+
+class AtariLearner(TorchLearner):
+    """Base of the Learners; subclasses give the optimizer and the loss."""
+
+    def build(self) -> None:
+        """Builds module and optimizer, and the generator that shuffles minibatches."""
+        super().build()
+        self._shuffles = torch.Generator()
+        self._shuffles.manual_seed(
+            derive_seed(self.config.seed or 0, SHUFFLE_SEEDS, self._learner_index)
+        )
+        self._statistics: dict[str, list[Tensor]] = defaultdict(list)
+
+    def before_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        """Sets the learning rate for the agent steps taken when this update's data began."""
+        super().before_gradient_based_update(timesteps=timesteps)
+        agent_steps = int(timesteps[NUM_ENV_STEPS_SAMPLED_LIFETIME])
+        for optimizer, schedule in self._optimizer_lr_schedules.items():
+            self._set_optimizer_lr(optimizer, float(schedule.update(timestep=agent_steps)))
+
+    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        """Hands the statistics' means over the minibatches to RLlib."""
+        means = {name: torch.stack(values).mean() for name, values in self._statistics.items()}
+        self._statistics.clear()
+        means["learning_rate"] = torch.tensor(
+            self._get_optimizer_lr(self.get_optimizer(DEFAULT_MODULE_ID))
+        )
+        self.metrics.log_dict(means, key=DEFAULT_MODULE_ID, window=1)
+
+    def record(self, **statistics: Tensor) -> None:
+        """Notes scalars of one minibatch."""
+        for name, value in statistics.items():
+            self._statistics[name].append(value.detach())
+
+    def apply_gradients(self, gradients_dict: dict[Any, Tensor]) -> None:
+        """Steps the optimizer.
+
+        Raises:
+            FloatingPointError: a gradient is not finite.
+        """
+        norms = torch._foreach_norm(list(gradients_dict.values()))
+        if not torch.isfinite(torch.stack(norms)).all():
+            raise FloatingPointError(
+                "a gradient is not finite; lower the learning rate or use precision fp32"
+            )
+        for parameter, gradient in gradients_dict.items():
+            parameter.grad = gradient
+        self.get_optimizer(DEFAULT_MODULE_ID).step()
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """RLlib's state and the generator's."""
+        state: dict[str, Any] = super().get_state(*args, **kwargs)
+        state["shuffles"] = self._shuffles.get_state().numpy()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """RLlib's state and the generator's."""
+        super().set_state(state)
+        if "shuffles" in state:
+            self._shuffles.set_state(torch.as_tensor(state["shuffles"]))
+
+    def _create_iterator_if_necessary(
+        self,
+        *,
+        training_data: TrainingData,
+        num_total_minibatches: int = 0,
+        num_epochs: int = 1,
+        minibatch_size: int | None = None,
+        shuffle_batch_per_epoch: bool = False,
+        **kwargs: Any,
+    ) -> Iterator[MultiAgentBatch]:
+        batch = self._make_batch_if_necessary(training_data=training_data)
+        columns = dict(batch.policy_batches[DEFAULT_MODULE_ID])
+        size = minibatch_size or batch.count
+        if batch.count % size:
+            raise ValueError(f"a batch of {batch.count} cannot be split into minibatches of {size}")
+        return self._minibatches(columns, batch.count, size, num_epochs, shuffle_batch_per_epoch)
+
+    def _minibatches(
+        self, columns: dict[str, Tensor], count: int, size: int, epochs: int, shuffle: bool
+    ) -> Iterator[MultiAgentBatch]:
+        for _ in range(epochs):
+            order = torch.randperm(count, generator=self._shuffles) if shuffle else None
+            for start in range(0, count, size):
+                part = slice(start, start + size)
+                if order is None:
+                    chosen = {name: column[part] for name, column in columns.items()}
+                else:
+                    rows = order[part].to(next(iter(columns.values())).device)
+                    chosen = {name: column[rows] for name, column in columns.items()}
+                yield MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(chosen)}, size)

@@ -1,0 +1,96 @@
+"""DQN's replay on disk: what is new since the last checkpoint, in files that checkpoints share.
+
+A segment holds the rows that every lane has got since the segment before, compressed with zstd
+(Atari frames shrink twenty- to fiftyfold). Checkpoints name the segments that still matter; a
+segment whose rows have all left the rings is named no more and removed with the last checkpoint
+that knew it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from retro_ml.core.artifacts.checkpoint_files import CheckpointError
+from retro_ml.rllib.replay import FrameReplay
+
+FOLDER = "replay"
+_COLUMNS = ("frames", "actions", "rewards", "kinds", "ages")
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Rows `starts[lane]` to `stops[lane]` of each lane, counted since the run's beginning."""
+
+    name: str
+    starts: list[int]
+    stops: list[int]
+
+
+class ReplaySegments:
+    """Which rows of a replay are on disk already, and where."""
+
+    def __init__(self) -> None:
+        self._segments: list[Segment] = []
+
+    def save(self, replay: FrameReplay, checkpoint: Path) -> tuple[dict[str, Any], list[Path]]:
+        """Writes what is new beside `checkpoint`; returns the state and the files it refers to."""
+        folder = checkpoint.parent / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        starts = self._segments[-1].stops if self._segments else [0] * replay.num_lanes
+        stops = replay.heads.tolist()
+        if stops != starts:
+            starts = np.maximum(starts, np.asarray(stops) - replay.lane_size).tolist()
+            segment = Segment(f"rows-{sum(starts)}-{sum(stops)}.zst", starts, stops)
+            (folder / segment.name).write_bytes(_pack(replay, segment))
+            self._segments.append(segment)
+        oldest = replay.heads - replay.lane_size
+        self._segments = [s for s in self._segments if (np.asarray(s.stops) > oldest).any()]
+        # The last row of a lane may be marked as cut after it was saved.
+        last_kinds = replay.kinds[
+            np.arange(replay.num_lanes), (replay.heads - 1) % replay.lane_size
+        ]
+        state = {"segments": [asdict(s) for s in self._segments], "last_kinds": last_kinds}
+        return state, [folder / segment.name for segment in self._segments]
+
+    def load(self, replay: FrameReplay, state: dict[str, Any], checkpoint: Path) -> None:
+        """Fills an empty replay from the segments that `checkpoint` refers to."""
+        self._segments = [Segment(**segment) for segment in state["segments"]]
+        for segment in self._segments:
+            _unpack(replay, segment, (checkpoint.parent / FOLDER / segment.name).read_bytes())
+        lanes = np.arange(replay.num_lanes)
+        replay.kinds[lanes, (replay.heads - 1) % replay.lane_size] = state["last_kinds"]
+
+
+def _pack(replay: FrameReplay, segment: Segment) -> bytes:
+    parts: list[bytes] = []
+    for lane, (start, stop) in enumerate(zip(segment.starts, segment.stops, strict=True)):
+        rows = replay.get_rows(lane, start, stop)
+        parts.extend(pa.compress(rows[name].tobytes(), "zstd", asbytes=True) for name in _COLUMNS)
+    head = json.dumps([len(part) for part in parts]).encode()
+    return len(head).to_bytes(8, "little") + head + b"".join(parts)
+
+
+def _unpack(replay: FrameReplay, segment: Segment, content: bytes) -> None:
+    head_bytes = int.from_bytes(content[:8], "little")
+    sizes = json.loads(content[8 : 8 + head_bytes])
+    if len(sizes) != len(_COLUMNS) * replay.num_lanes:
+        raise CheckpointError(f"replay segment {segment.name} does not fit this run's games")
+    at = 8 + head_bytes
+    for lane, (start, stop) in enumerate(zip(segment.starts, segment.stops, strict=True)):
+        rows = {}
+        for column, name in enumerate(_COLUMNS):
+            size = sizes[lane * len(_COLUMNS) + column]
+            like = getattr(replay, name)
+            shape = (stop - start, *like.shape[2:])
+            raw = pa.decompress(
+                content[at : at + size], int(np.prod(shape)) * like.itemsize, "zstd", asbytes=True
+            )
+            rows[name] = np.frombuffer(raw, like.dtype).reshape(shape)
+            at += size
+        replay.put_rows(lane, start, rows)

@@ -1,0 +1,70 @@
+"""Nested state <-> one safetensors file for the arrays and one JSON file for the rest. No pickle.
+
+A state is made of dicts (str or int keys), lists, tuples, numbers, strings, None, numpy arrays and
+torch tensors (which come back as numpy arrays).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+_ARRAY, _TUPLE, _ITEMS = "__array__", "__tuple__", "__items__"
+
+
+def save_state(state: Any, folder: Path, name: str) -> None:
+    """Writes `name.safetensors` and `name.json`.
+
+    Raises:
+        TypeError: the state holds something else than the kinds above.
+    """
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    plain = _take_arrays(state, "", arrays)
+    save_file(arrays, folder / f"{name}.safetensors")
+    (folder / f"{name}.json").write_text(json.dumps(plain), encoding="utf-8")
+
+
+def load_state(folder: Path, name: str) -> Any:
+    """The inverse of `save_state`."""
+    arrays = load_file(folder / f"{name}.safetensors")
+    return _put_arrays(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")), arrays)
+
+
+def _take_arrays(value: Any, path: str, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        arrays[path] = np.ascontiguousarray(value).reshape(value.shape)
+        return {_ARRAY: path}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        if all(isinstance(key, str) for key in value):
+            return {key: _take_arrays(item, f"{path}/{key}", arrays) for key, item in value.items()}
+        items = [[key, _take_arrays(item, f"{path}/{key}", arrays)] for key, item in value.items()]
+        return {_ITEMS: items}
+    if isinstance(value, list | tuple):
+        parts = [_take_arrays(item, f"{path}/{i}", arrays) for i, item in enumerate(value)]
+        return {_TUPLE: parts} if isinstance(value, tuple) else parts
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"state at {path or '/'} is a {type(value).__name__}, which is not saved")
+
+
+def _put_arrays(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
+    if isinstance(value, list):
+        return [_put_arrays(item, arrays) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if _ARRAY in value:
+        return arrays[value[_ARRAY]]
+    if _TUPLE in value:
+        return tuple(_put_arrays(item, arrays) for item in value[_TUPLE])
+    if _ITEMS in value:
+        return {key: _put_arrays(item, arrays) for key, item in value[_ITEMS]}
+    return {key: _put_arrays(item, arrays) for key, item in value.items()}
