@@ -1,0 +1,43 @@
+"""The face: the engine of `core` with Ray Tune as its launcher. Nothing else."""
+
+from __future__ import annotations
+
+from retro_ml.cluster.trials import TuneLauncher
+from retro_ml.core.engine.training_engine import ExperimentResult
+from retro_ml.core.engine.training_engine import TrainingEngine as _Engine
+from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.core.experiments.options import RunOptions
+from retro_ml.core.metrics.event_bus import MetricEventBus
+
+
+class TrainingEngine(_Engine):
+    """Trains one config on Ray; `run()` once.
+
+    Args:
+        config: the experiment.
+        event_bus: every event of the run is emitted there, in order, in this process.
+        options: how far this call goes and on which Ray.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        event_bus: MetricEventBus | None = None,
+        *,
+        options: RunOptions | None = None,
+    ) -> None:
+        super().__init__(config, event_bus, launcher=TuneLauncher(), options=options)
+
+
+def run_experiment(
+    config: ExperimentConfig,
+    event_bus: MetricEventBus | None = None,
+    *,
+    options: RunOptions | None = None,
+) -> ExperimentResult:
+    """Trains one config to its end; see `TrainingEngine`.
+
+    Raises:
+        BadRunFolder: (a ValueError) the run's folder cannot be made.
+    """
+    return TrainingEngine(config, event_bus, options=options).run()

@@ -1,0 +1,57 @@
+"""From a trial's results to the engine's bus: the driver's half of publishing.
+
+RLlib callbacks put records into a trial's result (`rllib.callbacks`); Tune brings the result to the
+driver, where this callback turns each record into a MetricEvent and publishes it, in order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from ray.tune import Callback
+
+from retro_ml.core.metrics.event_bus import EventType, MetricEvent
+from retro_ml.rllib.callbacks import RECORDS
+from retro_ml.rllib.checkpoints import POINTER_FILE
+
+
+class BusBridge(Callback):
+    """Publishes what trials record.
+
+    Args:
+        publish: called in Tune's thread with one event at a time.
+    """
+
+    def __init__(self, publish: Callable[[MetricEvent], None]) -> None:
+        self._publish = publish
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """One event for each record of the result."""
+        for record in result.get(RECORDS, ()):
+            self._publish(
+                MetricEvent(
+                    EventType(record["type"]),
+                    experiment_id(trial),
+                    datetime.fromisoformat(record["timestamp"]),
+                    record["data"],
+                )
+            )
+
+    def on_checkpoint(
+        self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any
+    ) -> None:
+        """CHECKPOINT_SAVED, with the folder that Tune's checkpoint points to."""
+        with checkpoint.filesystem.open_input_stream(f"{checkpoint.path}/{POINTER_FILE}") as file:
+            pointer = json.loads(file.read())
+        data = {"step": pointer["agent_steps"], "path": pointer["path"]}
+        self._publish(MetricEvent.now(EventType.CHECKPOINT_SAVED, experiment_id(trial), data))
+
+
+def experiment_id(trial: Any) -> str:
+    """The experiment that a Tune trial is."""
+    return str(trial.config["experiment"]["experiment_id"])

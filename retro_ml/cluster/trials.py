@@ -1,0 +1,191 @@
+"""The Launcher on Ray Tune: one trial or a thousand, on this machine or on a cluster."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from ray import tune
+from ray.tune import CheckpointConfig, Experiment, Stopper
+from ray.tune.experiment import Trial as TuneTrial
+
+from retro_ml.cluster.bus_bridge import BusBridge, experiment_id
+from retro_ml.cluster.connect import Cluster, connect
+from retro_ml.cluster.worker_output import log_worker_output
+from retro_ml.core.engine.launcher import LaunchError, Trial, TrialEnd
+from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.core.experiments.options import RunOptions
+from retro_ml.core.metrics.event_bus import MetricEvent
+from retro_ml.rllib.translate import translate
+
+logger = logging.getLogger("retro_ml.cluster")
+
+TUNE_ENVIRONMENT = {
+    # Our writers leave the artifacts; Tune's own loggers would double them.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # The engine handles signals, for SIGTERM too.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+class TuneLauncher:
+    """Executes trials as Ray Tune trials."""
+
+    def __init__(self) -> None:
+        self._stop_requested = threading.Event()
+
+    def request_stop(self) -> None:
+        """Every trial ends after its current iteration, with a checkpoint."""
+        self._stop_requested.set()
+
+    def launch(
+        self,
+        trials: Sequence[Trial],
+        publish: Callable[[MetricEvent], None],
+        options: RunOptions,
+    ) -> list[TrialEnd]:
+        """Runs all trials to their ends.
+
+        Raises:
+            LaunchError: no Ray, or a trial that can never be placed on it.
+        """
+        for name, value in TUNE_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        stopper = RunStopper(trials, options, self._stop_requested)
+        with connect(options.ray_address) as cluster, log_worker_output():
+            experiments = [build_experiment(trial, cluster, stopper) for trial in trials]
+            analysis = tune.run(
+                experiments,
+                callbacks=[BusBridge(publish)],
+                raise_on_failed_trial=False,
+                verbose=0,
+            )
+            return [describe_end(trial, stopper) for trial in analysis.trials]
+
+
+class RunStopper(Stopper):
+    """Ends a trial at its last agent step, or earlier on request.
+
+    Args:
+        trials: their configs say how long.
+        options: `stop_score`, `max_hours`.
+        stop_requested: set when the user wants all trials to end.
+    """
+
+    def __init__(
+        self, trials: Sequence[Trial], options: RunOptions, stop_requested: threading.Event
+    ) -> None:
+        self._totals = {t.config.experiment_id: t.config.total_timesteps for t in trials}
+        self._stop_score = options.stop_score
+        self._deadline = time.monotonic() + (options.max_hours or math.inf) * 3600
+        self._stop_requested = stop_requested
+        self.interrupted: set[str] = set()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """True ends the trial that has just reported `result`."""
+        name = result["config"]["experiment"]["experiment_id"]
+        score = result["score"]
+        if result["agent_steps"] >= self._totals[name]:
+            return True
+        if self._stop_score is not None and score is not None and score >= self._stop_score:
+            return True
+        if time.monotonic() >= self._deadline:
+            return True
+        if self._stop_requested.is_set():
+            self.interrupted.add(name)
+            return True
+        return False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune saves its experiments with their stopper; an event cannot be saved."""
+        return {**self.__dict__, "_stop_requested": None}
+
+    def stop_all(self) -> bool:
+        """Each trial ends by itself, so that each leaves a checkpoint."""
+        return False
+
+
+def build_experiment(trial: Trial, cluster: Cluster, stopper: RunStopper) -> Experiment:
+    """One Tune experiment of one trial.
+
+    Raises:
+        LaunchError: the cluster is too small for it.
+    """
+    config = trial.config
+    cpus, gpus = place(config, cluster)
+    translated = translate(config, num_cpus=cpus, num_gpus=gpus)
+    translated.checkpoints_dir = str(config.checkpoints_dir)
+    if trial.restore_from is not None:
+        translated.restore_from = str(trial.restore_from)
+    every = max(1, config.checkpointing.every_steps // config.iteration_agent_steps)
+    return Experiment(
+        config.experiment_id,
+        run=translated.algo_class,
+        config=translated.to_dict(),
+        stop=stopper,
+        storage_path=str(cluster.scratch_dir or config.paths.tune_dir),
+        checkpoint_config=CheckpointConfig(
+            num_to_keep=1, checkpoint_frequency=every, checkpoint_at_end=True
+        ),
+        max_failures=config.resources.max_failures,
+    )
+
+
+def place(config: ExperimentConfig, cluster: Cluster) -> tuple[int, float]:
+    """CPUs of the trial's main process and GPUs of the trial.
+
+    Raises:
+        LaunchError: what the config asks for can never be had.
+    """
+    resources = config.resources
+    helpers = resources.num_env_runners + resources.num_learners
+    cpus = resources.num_cpus or max(1, cluster.cpus - helpers)
+    if cpus + helpers > cluster.cpus:
+        raise LaunchError(
+            f"the run needs {cpus + helpers} CPUs ({cpus} for its main process, "
+            f"{resources.num_env_runners} for env runners, {resources.num_learners} for learners), "
+            f"but there are {cluster.cpus}; lower resources.num_env_runners, "
+            "resources.num_learners or resources.num_cpus"
+        )
+    if not config.use_gpu:
+        return cpus, 0.0
+    if resources.num_gpus is not None:
+        if resources.num_gpus > cluster.gpus:
+            raise LaunchError(
+                f"the run needs {resources.num_gpus:g} GPUs, but there are {cluster.gpus:g}; "
+                "lower resources.num_gpus, or set use_gpu to false"
+            )
+        return cpus, resources.num_gpus
+    if cluster.gpus < 1:
+        logger.warning("no GPU found: training runs on the CPU")
+        return cpus, 0.0
+    return cpus, 1.0
+
+
+def describe_end(trial: TuneTrial, stopper: RunStopper) -> TrialEnd:
+    """How a Tune trial ended."""
+    name = experiment_id(trial)
+    if trial.status == TuneTrial.TERMINATED:
+        state = "interrupted" if name in stopper.interrupted else "completed"
+        return TrialEnd(name, state)  # type: ignore[arg-type]
+    return TrialEnd(name, "failed", _explain(trial), exit_code=1)
+
+
+def _explain(trial: TuneTrial) -> str:
+    """The last line of what the trial died of; all of it goes to the log."""
+    with suppress(OSError):
+        logger.error("%s", trial.get_error())
+    error = trial.get_pickled_error()
+    cause = getattr(error, "cause", None) or error
+    lines = str(cause).strip().splitlines()
+    return lines[-1] if lines else f"the trial ended as {trial.status}"
+
+
+__all__ = ["LaunchError", "TuneLauncher"]

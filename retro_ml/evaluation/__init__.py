@@ -1,0 +1,1 @@
+"""Trained agents: playing, scoring, showing."""

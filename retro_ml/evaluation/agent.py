@@ -1,0 +1,119 @@
+"""A trained agent from a model.zip: observations in, actions out. Needs PyTorch, not Ray.
+
+Opening the archive runs no code (safetensors and JSON only). The network computes in float32,
+whatever it was trained in.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+
+from retro_ml.core.artifacts.model_archive import ArchiveError, load_model_archive
+from retro_ml.core.experiments.config import ExperimentConfig, config_faults
+from retro_ml.envs.frames import OBSERVATION_SHAPE
+from retro_ml.networks.nature_cnn import ActorCriticNetwork, QNetwork, pack_observations
+
+
+class Agent:
+    """A policy, ready to act.
+
+    Args:
+        network: its weights.
+        config: the experiment that trained it.
+        metadata: what the archive tells of it (agent steps, score, versions).
+        seed: of the actions that are drawn.
+    """
+
+    def __init__(
+        self,
+        network: ActorCriticNetwork | QNetwork,
+        *,
+        config: ExperimentConfig,
+        metadata: dict[str, Any],
+        seed: int = 0,
+    ) -> None:
+        self.config = config
+        self.metadata = metadata
+        self._network = network.eval()
+        self._rng = np.random.default_rng(seed)
+
+    @classmethod
+    def load(cls, path: str | Path, *, seed: int = 0) -> Agent:
+        """Opens a model.zip.
+
+        Raises:
+            ArchiveError: it is damaged, foreign, or does not hold the network it says.
+        """
+        archive = load_model_archive(Path(path))
+        try:
+            config = ExperimentConfig.model_validate(archive.config)
+        except ValidationError as error:
+            faults = "; ".join(config_faults(error))
+            raise ArchiveError(f"{path}: its config.json is not valid: {faults}") from None
+        network = _build_network(config, archive.weights)
+        try:
+            network.load_state_dict({k: torch.from_numpy(v) for k, v in archive.weights.items()})
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise ArchiveError(f"{path}: not the weights of a NatureCNN: {reason}") from None
+        return cls(network, config=config, metadata=archive.metadata, seed=seed)
+
+    def act(
+        self, observation: NDArray[np.uint8], deterministic: bool = False
+    ) -> np.int64 | NDArray[np.int64]:
+        """The agent's choice.
+
+        Args:
+            observation: `[4, 84, 84] uint8`, oldest frame first, or a batch `[B, 4, 84, 84]`.
+            deterministic: the likeliest action, or the one of highest value. Otherwise PPO and A2C
+                draw from their policy and DQN is greedy all the same.
+
+        Returns:
+            An action's index, or `[B] int64` for a batch.
+
+        Raises:
+            ValueError: the observation has another shape or dtype.
+        """
+        batch = _as_batch(observation)
+        scores = self._scores(batch)
+        if not deterministic and isinstance(self._network, ActorCriticNetwork):
+            scores = scores - np.log(self._rng.standard_exponential(scores.shape))
+        actions = scores.argmax(axis=1)
+        return actions if np.ndim(observation) == 1 + len(OBSERVATION_SHAPE) else actions[0]
+
+    def _scores(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            output: Any = self._network(pack_observations(torch.from_numpy(batch)))
+        scores: Tensor = output[0] if isinstance(self._network, ActorCriticNetwork) else output
+        return scores.numpy()
+
+
+def _build_network(
+    config: ExperimentConfig, weights: dict[str, NDArray[Any]]
+) -> ActorCriticNetwork | QNetwork:
+    head = "q" if config.algorithm == "DQN" else "policy"
+    bias = weights.get(f"{head}.bias")
+    if bias is None or bias.ndim != 1:
+        raise ArchiveError(
+            f"the archive holds no weights {head}.bias of a {config.algorithm} agent"
+        )
+    if config.algorithm == "DQN":
+        return QNetwork(len(bias), dueling=config.dqn.dueling)
+    return ActorCriticNetwork(len(bias))
+
+
+def _as_batch(observation: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    array = np.asarray(observation)
+    if array.dtype != np.uint8 or array.shape[-3:] != OBSERVATION_SHAPE or array.ndim not in (3, 4):
+        raise ValueError(
+            f"an observation is [4, 84, 84] or [B, 4, 84, 84] uint8, not "
+            f"{list(array.shape)} {array.dtype}"
+        )
+    return np.ascontiguousarray(array.reshape(-1, *OBSERVATION_SHAPE))
