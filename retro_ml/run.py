@@ -1,0 +1,106 @@
+"""`python -m retro_ml.run`, `retro-ml run`: arguments -> ExperimentConfig -> run_experiment.
+
+Exit codes: 0 done, 1 training failed, 2 bad input, 3 the machine or cluster cannot do it, 130 and
+143 stopped by a signal. Ray and torch are imported only when training really begins.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from retro_ml.core.experiments.command_line import CommandLine, UsageError, parse_command_line
+from retro_ml.core.experiments.config import ExperimentConfig, config_faults
+from retro_ml.core.experiments.faults import describe_faults
+from retro_ml.core.experiments.layers import (
+    LayerError,
+    load_config_file,
+    merge_layers,
+    parse_override,
+)
+from retro_ml.core.experiments.options import RunOptions
+
+BAD_INPUT = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one experiment as `argv` says; the process's exit code."""
+    try:
+        call = parse_command_line(sys.argv[1:] if argv is None else argv)
+        config, options = build_experiment(call)
+    except UsageError as error:
+        return _refuse(error.faults)
+    if call.print_config:
+        print(json.dumps(config.model_dump(mode="json"), indent=2))
+        return 0
+    return _run(config, options=options, as_json=call.as_json)
+
+
+def build_experiment(call: CommandLine) -> tuple[ExperimentConfig, RunOptions]:
+    """The validated config and options of a call. Raises: UsageError with all faults."""
+    fields, unreadable = _merge_fields(call)
+    faults = list(unreadable)
+    config = options = None
+    try:
+        options = RunOptions.model_validate(call.options)
+    except ValidationError as error:
+        faults += describe_faults(error, RunOptions)
+    try:
+        config = ExperimentConfig.model_validate(fields)
+    except ValidationError as error:
+        lines = config_faults(error)
+        if unreadable:  # what is missing may stand there
+            lines = [line for line in lines if ": missing ->" not in line]
+        faults += lines
+    if config is None or options is None or faults:
+        raise UsageError(faults)
+    return config, options
+
+
+def _merge_fields(call: CommandLine) -> tuple[dict[str, Any], list[str]]:
+    """File, overrides and flags as one mapping, and what could not be read of them."""
+    fields: dict[str, Any] = {}
+    unreadable: list[str] = []
+    try:
+        if call.config_file is not None:
+            fields = load_config_file(call.config_file)
+    except LayerError as error:
+        unreadable.append(f"--config {error}")
+    for override in call.overrides:
+        try:
+            fields = merge_layers(fields, parse_override(override))
+        except LayerError as error:
+            unreadable.append(str(error))
+    return merge_layers(fields, call.fields), unreadable
+
+
+def _run(config: ExperimentConfig, *, options: RunOptions, as_json: bool) -> int:
+    try:
+        from retro_ml.api import run_experiment
+        from retro_ml.core.engine.training_engine import BadRunFolder
+    except KeyboardInterrupt:
+        return 130
+    try:
+        result = run_experiment(config, options=options)
+    except BadRunFolder as error:
+        return _refuse([str(error)])
+    if as_json:
+        print(json.dumps(result.as_dict()))
+    if options.progress == "quiet" and result.error is not None:  # otherwise it was shown
+        print(f"error: {result.error}", file=sys.stderr)
+    return result.exit_code
+
+
+def _refuse(faults: Sequence[str]) -> int:
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    print("hint: retro-ml run --help lists every option with its default", file=sys.stderr)
+    return BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

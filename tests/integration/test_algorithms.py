@@ -1,0 +1,129 @@
+"""The three algorithms as RLlib Algorithms: built, trained, checkpointed, on one Ray."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray.rllib.algorithms.algorithm import Algorithm
+
+from retro_ml.core.artifacts.checkpoint_files import CheckpointError
+from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.rllib.translate import translate
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_ray")]
+ALGORITHMS = ["PPO", "A2C", "DQN"]
+Build = Callable[..., ExperimentConfig]
+
+
+def train(algorithm: Algorithm, iterations: int) -> list[dict[str, Any]]:
+    """The records of so many iterations, without the clock's values."""
+    records = []
+    for _ in range(iterations):
+        for record in algorithm.train()["records"]:
+            data = {k: v for k, v in record["data"].items() if not k.endswith("_s")}
+            records.append({"type": record["type"], **data})
+    return [record for record in records if record["type"] != "run_started"]
+
+
+def weights_of(algorithm: Algorithm) -> dict[str, np.ndarray]:
+    return algorithm.learner_group.get_weights()["default_policy"]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_seed_decides_the_course_and_a_checkpoint_brings_it_back(
+    name: str, tmp_path: Path, small_config: Build
+) -> None:
+    config = small_config(name)
+    first = translate(config).build_algo()
+    initial = {key: value.copy() for key, value in weights_of(first).items()}
+    beginning = train(first, 1)
+    first.save_checkpoint(str(tmp_path / "saved"))
+    rest = train(first, 1)
+    for key, value in weights_of(first).items():
+        assert np.isfinite(value).all(), key
+        assert not np.array_equal(value, initial[key]), key
+
+    again = translate(config).build_algo()
+    assert train(again, 1) == beginning
+    again.load_checkpoint(str(tmp_path / "saved"))
+    assert train(again, 1) == rest
+
+    resumed = translate(config).build_algo()
+    resumed.load_checkpoint(str(tmp_path / "saved"))
+    assert train(resumed, 1) == rest
+    for key, value in weights_of(first).items():
+        np.testing.assert_array_equal(weights_of(resumed)[key], value, err_msg=key)
+
+    other = translate(small_config(name, seed=43)).build_algo()
+    assert train(other, 1) != beginning
+    for algorithm in (first, again, resumed, other):
+        algorithm.stop()
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, small_config: Build) -> None:
+    algorithm = translate(small_config("PPO")).build_algo()
+    algorithm.save_checkpoint(str(tmp_path / "saved"))
+    weights = tmp_path / "saved" / "module.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"module\.safetensors is not what was saved"):
+        algorithm.load_checkpoint(str(tmp_path / "saved"))
+    algorithm.stop()
+
+
+def test_another_algorithms_checkpoint_is_refused(tmp_path: Path, small_config: Build) -> None:
+    ppo = translate(small_config("PPO")).build_algo()
+    ppo.save_checkpoint(str(tmp_path / "saved"))
+    a2c = translate(small_config("A2C")).build_algo()
+    with pytest.raises(CheckpointError, match="saved by PPO; it cannot go on as A2C"):
+        a2c.load_checkpoint(str(tmp_path / "saved"))
+    ppo.stop()
+    a2c.stop()
+
+
+@pytest.fixture
+def four_cpus() -> Iterator[None]:
+    """A Ray that believes in more CPUs than there are, for actors beside the main process."""
+    ray.shutdown()
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("four_cpus")
+@pytest.mark.parametrize("name", ["PPO", "DQN"])
+def test_remote_env_runners_play_and_one_may_die(
+    name: str, tmp_path: Path, small_config: Build
+) -> None:
+    resources = {"num_env_runners": 2, "num_cpus": 1}
+    config = small_config(name, resources=resources)
+    algorithm = translate(config).build_algo()
+    train(algorithm, 1)
+    runner = algorithm.env_runner_group._worker_manager.actors()[1]
+    ray.kill(runner, no_restart=False)
+    rows = [r for r in train(algorithm, 3) if r["type"] == "training_step"]
+    steps = config.iteration_agent_steps
+    assert [row["step"] for row in rows] == [2 * steps, 3 * steps, 4 * steps]
+    algorithm.save_checkpoint(str(tmp_path / "saved"))
+    algorithm.load_checkpoint(str(tmp_path / "saved"))
+    assert train(algorithm, 1)[-1]["step"] == 5 * steps
+    algorithm.stop()
+
+
+@pytest.mark.usefixtures("four_cpus")
+def test_two_learners_stay_equal(tmp_path: Path, small_config: Build) -> None:
+    config = small_config("PPO", resources={"num_learners": 2, "num_cpus": 1})
+    algorithm = translate(config).build_algo()
+    rows = train(algorithm, 2)
+    assert rows[-1]["step"] == 2 * config.iteration_agent_steps
+    weights = algorithm.learner_group.foreach_learner(
+        lambda learner: learner.module["default_policy"].unwrapped().get_state()
+    )
+    one, other = [result.get() for result in weights]
+    for key, value in one.items():
+        np.testing.assert_array_equal(other[key], value, err_msg=key)
+    algorithm.stop()

@@ -1,0 +1,164 @@
+"""The main job as a user runs it: a process of its own, its screen, its files, its exit code."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retro_ml import Agent, ExperimentConfig
+from retro_ml.core.artifacts.checkpoint_files import find_checkpoints, verify_checkpoint
+from retro_ml.core.artifacts.metrics_file import COLUMNS
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def empty_home(tmp_path: Path) -> Path:
+    home = tmp_path / "home"
+    home.mkdir()
+    return home
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "retro_ml.run", *arguments]
+
+
+def surroundings(home: Path) -> dict[str, str]:
+    root = str(Path(__file__).parents[2])
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "XDG_", "COV_"))}
+    return {**kept, "HOME": str(home), "PYTHONPATH": root, "TMPDIR": "/tmp"}
+
+
+def own_folders() -> set[str]:
+    return {path.name for path in Path("/tmp").glob("retro_ml-*")}
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            child = int(stat.parent.name)
+            found += [child, *children_of(child)]
+    return found
+
+
+def test_the_main_job_leaves_every_artifact_and_nothing_else(
+    tmp_path: Path, empty_home: Path
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    folders_before = own_folders()
+    done = subprocess.run(
+        command(
+            *("--env", "BreakoutNoFrameskip-v4", "--algo", "ppo", "-n", "3000", "--seed", "42"),
+            *("--output-dir", "runs", "--experiment-id", "main", "--json"),
+        ),
+        cwd=work,
+        env=surroundings(empty_home),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["success"] is True
+    assert result["agent_steps"] == 3072
+
+    run = work / "runs" / "main"
+    assert [path.name for path in work.iterdir()] == ["runs"]
+    assert list(empty_home.iterdir()) == []
+    assert own_folders() <= folders_before
+    expected = {"config.json", "status.json", "metrics.json", "metrics.csv", "events.log"}
+    expected |= {"training.log", "model.zip", "checkpoints"}
+    assert {path.name for path in run.iterdir()} == expected
+
+    config = ExperimentConfig.model_validate_json((run / "config.json").read_text())
+    assert config.game_id == "BreakoutNoFrameskip-v4"
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["step"], status["error"]) == ("completed", 3072, None)
+    assert status["versions"]["ray"] == "2.60.0"
+
+    metrics = json.loads((run / "metrics.json").read_text())["metrics"]
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [column.name for column in COLUMNS]
+    assert len(rows) == len(metrics)
+    steps = [row["step"] for row in metrics if row["type"] == "training_step"]
+    assert steps == [1024, 2048, 3072]
+    games = [row for row in metrics if row["type"] == "episode_finished"]
+    assert len(games) == result["games"] > 0
+    assert result["final_reward"] == pytest.approx(np.mean([game["reward"] for game in games]))
+    events = [json.loads(line) for line in (run / "events.log").read_text().splitlines()]
+    kinds = [event["event_type"] for event in events]
+    assert kinds[0] == "run_started"
+    assert kinds[-1] == "run_completed"
+    assert kinds.count("checkpoint_saved") == 1
+
+    (checkpoint,) = find_checkpoints(run / "checkpoints")
+    assert verify_checkpoint(checkpoint.path)["agent_steps"] == 3072
+    agent = Agent.load(run / "model.zip")
+    batch = np.zeros((3, 4, 84, 84), np.uint8)
+    assert agent.act(batch, deterministic=True).shape == (3,)
+    assert agent.metadata["game"]["action_meanings"] == ["NOOP", "FIRE", "RIGHT", "LEFT"]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_with_a_checkpoint(
+    tmp_path: Path, empty_home: Path, signum: signal.Signals, code: int
+) -> None:
+    run = tmp_path / "runs" / "stopped"
+    process = subprocess.Popen(
+        command(
+            *("--game-id", "pong", "--algorithm", "A2C", "-n", "1000000"),
+            *("--output-dir", str(tmp_path / "runs"), "--experiment-id", "stopped"),
+        ),
+        env=surroundings(empty_home),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: (run / "metrics.csv").exists() and "training_step" in read(run))
+        children = children_of(process.pid)
+        assert children
+        # A terminal's Ctrl-C reaches the whole group of processes, Ray's among them.
+        if signum is signal.SIGINT:
+            os.killpg(process.pid, signum)
+        else:
+            process.send_signal(signum)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            process.kill()
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "interrupted"
+    (checkpoint,) = find_checkpoints(run / "checkpoints")
+    assert verify_checkpoint(checkpoint.path)["agent_steps"] == status["step"]
+    assert (run / "model.zip").exists()
+    wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+
+
+def read(run: Path) -> str:
+    return (run / "metrics.csv").read_text()
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.1)

@@ -1,0 +1,67 @@
+"""README.md says what the code does: its tables, its map and its options."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from retro_ml import run
+from retro_ml.core.artifacts.metrics_file import COLUMNS
+from retro_ml.core.experiments.run_paths import RunPaths
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# Ray Tune's own folder is gone when a run has ended.
+PASSING = {"experiment_dir", "tune_dir"}
+
+
+def table(title: str) -> list[list[str]]:
+    """The cells of the rows of the table whose first column is called `title`."""
+    body = README.split(f"\n| {title} |", maxsplit=1)[1].split("\n\n", maxsplit=1)[0]
+    lines = body.splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def test_every_column_of_the_metrics_is_described_in_order() -> None:
+    expected = [[f"`{column.name}`", column.kind.__name__, column.meaning] for column in COLUMNS]
+
+    assert table("Column") == expected
+
+
+def test_every_file_of_a_run_is_described() -> None:
+    paths = RunPaths(output_dir="runs", experiment_id="my-run")
+    properties = [name for name, kind in vars(RunPaths).items() if isinstance(kind, property)]
+    names = {getattr(paths, name).name for name in properties if name not in PASSING}
+
+    assert {row[0].strip("`").split("/")[0] for row in table("File")} == names
+
+
+def test_every_option_in_the_table_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run.main(["--help"])
+    options = re.findall(r"`(--?[a-z-]+)`", " ".join(row[0] for row in table("Option")))
+    known = set(re.findall(r"--?[a-z][a-z-]*", capsys.readouterr().out))
+
+    assert stopped.value.code == 0
+    assert len(options) > 10
+    assert set(options) <= known
+
+
+def test_the_map_shows_every_module_and_no_other() -> None:
+    tree = README.split("```\nretro_ml/\n", maxsplit=1)[1].split("\n```", maxsplit=1)[0]
+    shown = re.findall(r"^  (\S+\.py) ", tree, flags=re.MULTILINE)
+    package = ROOT / "retro_ml"
+    modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+
+    assert len(shown) == len(set(shown))
+    assert set(shown) == {name for name in modules if not name.endswith("__init__.py")}
+
+
+def test_the_python_example_compiles() -> None:
+    examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+    assert len(examples) == 2
+    for example in examples:
+        compile(example, "README.md", "exec")
