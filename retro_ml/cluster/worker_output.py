@@ -21,7 +21,7 @@ LOGGING_HANDLER = "retro_ml_log"
 
 @contextmanager
 def log_worker_output() -> Iterator[None]:
-    """While active, lines of workers become debug messages of `retro_ml.workers`."""
+    """While active, lines of workers become messages of `retro_ml.workers`."""
     printing = [pair for pair in dispatcher.handlers if pair[0] == PRINTING_HANDLER]
     dispatcher.remove_handler(PRINTING_HANDLER)
     dispatcher.add_handler(LOGGING_HANDLER, _log)
@@ -34,5 +34,8 @@ def log_worker_output() -> Iterator[None]:
 
 
 def _log(batch: dict[str, Any]) -> None:
+    source = batch.get("pid")
+    if source == "autoscaler":  # a table of idle resources every five seconds
+        return
     for line in batch.get("lines", ()):
-        logger.info("(pid %s) %s", batch.get("pid"), line)
+        logger.info("(pid %s) %s", source, line)

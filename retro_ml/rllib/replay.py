@@ -3,7 +3,9 @@
 Each game has a ring of its own ("lane"), so a transition's stack and its successor are the rows
 beside it. A row holds an observation's newest frame, the action taken on it and what came of it.
 Where the time limit cut a game, one more row holds its last frame: it is no transition, but the one
-before it bootstraps from it. 7,064 bytes a row: 7.1 GB for a million.
+before it bootstraps from it. Where a rollout does not follow what its lane holds (an env runner was
+lost), the lane's last row becomes such a row too, and the frames that the rollout's first stacks
+need are put before it. 7,063 bytes a row: 7.1 GB for a million.
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ from numpy.typing import NDArray
 from retro_ml.envs.frames import PACKED_FRAME_SHAPE, STACK_SIZE, gather_stacks
 from retro_ml.rllib.rollout import HISTORY, Rollout
 
+ROW_BYTES = int(np.prod(PACKED_FRAME_SHAPE)) + 7
+"""A row in memory: the frame, one byte each for action, kind and age, four for the reward."""
 PLAYING, TERMINAL, CUT = 0, 1, 2
-"""Kinds of rows: a transition, one that nothing follows, the last frame of a game cut by time."""
+"""Kinds of rows: a transition, one that nothing follows, a frame that is only seen (the last one of
+a game cut by time)."""
 
 
 @dataclass(slots=True)
@@ -148,10 +153,8 @@ class FrameReplay:
         steps = len(rollout.actions)
         kinds = np.where(rollout.terminated[:, game], TERMINAL, PLAYING).astype(np.uint8)
         start = int(self.heads[lane])
-        last = (start - 1) % self.lane_size
-        if start and rollout.ages[0, game] == 0 and self.kinds[lane, last] == PLAYING:
-            # The env runner was lost and began new games: the step before has no successor here.
-            self.kinds[lane, last] = CUT
+        if not self._goes_on(lane, rollout, game):
+            self._begin_anew(lane, rollout, game)
         begin = 0
         for cut in [*np.flatnonzero(rollout.truncated[:, game]).tolist(), None]:
             stop = steps if cut is None else cut + 1
@@ -174,6 +177,33 @@ class FrameReplay:
                 )
             begin = stop
         return lane * self.lane_size + np.arange(start, int(self.heads[lane])) % self.lane_size
+
+    def _goes_on(self, lane: int, rollout: Rollout, game: int) -> bool:
+        """Whether the rollout's first step follows the lane's last row in play."""
+        age, head = int(rollout.ages[0, game]), int(self.heads[lane])
+        rows = np.arange(head - age, head) % self.lane_size
+        if head < age or (head and age and self.kinds[lane, rows[-1]] == CUT):
+            return False
+        if age == 0:
+            return head == 0 or bool(self.kinds[lane, (head - 1) % self.lane_size] != PLAYING)
+        return np.array_equal(self.frames[lane, rows], rollout.frames[HISTORY - age : HISTORY, game])
+
+    def _begin_anew(self, lane: int, rollout: Rollout, game: int) -> None:
+        """Keeps what follows apart from what the lane holds: an env runner was lost or came back,
+        so this is another's game, or play that was left out lies between.
+        """
+        last = (int(self.heads[lane]) - 1) % self.lane_size
+        if self.heads[lane] and self.kinds[lane, last] == PLAYING:
+            self.kinds[lane, last] = CUT
+        age = int(rollout.ages[0, game])
+        self._append(
+            lane,
+            frames=rollout.frames[HISTORY - age : HISTORY, game],
+            actions=np.zeros(age, np.int64),
+            rewards=np.zeros(age, np.float32),
+            kinds=np.full(age, CUT, np.uint8),
+            ages=np.zeros(age, np.uint8),
+        )
 
     def _append(self, lane: int, **columns: NDArray[Any]) -> None:
         start = int(self.heads[lane])

@@ -42,20 +42,18 @@ class ReplaySegments:
         """Writes what is new beside `checkpoint`; returns the state and the files it refers to."""
         folder = checkpoint.parent / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-        starts = self._segments[-1].stops if self._segments else [0] * replay.num_lanes
+        known = self._segments[-1].stops if self._segments else [0] * replay.num_lanes
         stops = replay.heads.tolist()
-        if stops != starts:
-            starts = np.maximum(starts, np.asarray(stops) - replay.lane_size).tolist()
+        if stops != known:
+            # A lane's last row may have been marked as cut since it was saved: it is saved again.
+            first = np.maximum(np.asarray(known) - 1, 0)
+            starts = np.maximum(first, np.asarray(stops) - replay.lane_size).tolist()
             segment = Segment(f"rows-{sum(starts)}-{sum(stops)}.zst", starts, stops)
             (folder / segment.name).write_bytes(_pack(replay, segment))
             self._segments.append(segment)
         oldest = replay.heads - replay.lane_size
         self._segments = [s for s in self._segments if (np.asarray(s.stops) > oldest).any()]
-        # The last row of a lane may be marked as cut after it was saved.
-        last_kinds = replay.kinds[
-            np.arange(replay.num_lanes), (replay.heads - 1) % replay.lane_size
-        ]
-        state = {"segments": [asdict(s) for s in self._segments], "last_kinds": last_kinds}
+        state = {"segments": [asdict(s) for s in self._segments]}
         return state, [folder / segment.name for segment in self._segments]
 
     def load(self, replay: FrameReplay, state: dict[str, Any], checkpoint: Path) -> None:
@@ -63,8 +61,6 @@ class ReplaySegments:
         self._segments = [Segment(**segment) for segment in state["segments"]]
         for segment in self._segments:
             _unpack(replay, segment, (checkpoint.parent / FOLDER / segment.name).read_bytes())
-        lanes = np.arange(replay.num_lanes)
-        replay.kinds[lanes, (replay.heads - 1) % replay.lane_size] = state["last_kinds"]
 
 
 def _pack(replay: FrameReplay, segment: Segment) -> bytes:

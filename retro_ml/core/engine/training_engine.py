@@ -87,6 +87,9 @@ class TrainingEngine:
         make_run_folder(self._config)
         progress = build_progress(self._config, self._options, sys.stderr)
         with RunLog(self._config.paths.log_path, notice=progress.notice) as log, progress:
+            if self._config.game.note is not None:
+                logger.info("%s", self._config.game.note)
+                progress.notice(self._config.game.note)
             writers = build_writers(self._config)
             self._watched = [*writers, log]
             with self._stop_signals(progress) as stop, _attached(self._bus, writers, progress):

@@ -22,13 +22,17 @@ Settings = PPOSettings | A2CSettings | DQNSettings
 # PPO: Schulman et al. 2017, table 5. A2C: OpenAI Baselines. DQN: this project's choice.
 DEFAULT_NUM_GAMES = {"PPO": 8, "A2C": 16, "DQN": 4}
 
+# Mnih et al. 2015, Extended Data Table 1. In Machado et al. 2018, section 5, sticky actions take
+# the place of no-ops.
+_NOOP_MAX = 30
+
 # A replay smaller than an iteration of a very short run would only forget.
 _MIN_REPLAY_SIZE = 1_000
 
 
 def check_environment(environment: EnvironmentConfig) -> Faults:
     """The no-ops must leave something of the game."""
-    if environment.noop_max < environment.max_frames:
+    if (environment.noop_max or 0) < environment.max_frames:
         return []
     allowed = f"fewer frames than environment.max_frames, {environment.max_frames:,}"
     return [("noop_max", environment.noop_max, allowed)]
@@ -39,6 +43,9 @@ def fill_environment(environment: EnvironmentConfig, game: GameSpec) -> Environm
     values: dict[str, Any] = {}
     if environment.sticky_actions is None:
         values["sticky_actions"] = game.sticky_actions
+    if environment.noop_max is None:
+        noop_max = _NOOP_MAX if game.protocol == "noframeskip-v4" else 0
+        values["noop_max"] = min(noop_max, environment.max_frames - 1)
     if environment.terminal_on_life_loss is None:
         values["terminal_on_life_loss"] = game.protocol == "noframeskip-v4"
     return environment.model_copy(update=values)

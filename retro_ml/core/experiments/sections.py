@@ -28,12 +28,12 @@ class EnvironmentConfig(FrozenModel):
         description="probability that the emulator repeats the previous action; by default as the "
         "game id says: 0.25 for ALE/...-v5, otherwise 0 (Machado et al. 2018)",
     )
-    noop_max: Whole = Field(
-        default=30,
+    noop_max: Whole | None = Field(
+        default=None,
         ge=0,
         le=10_000,
-        description="a game starts with 1 to this many frames of no-ops; 0 for none "
-        "(Mnih et al. 2015)",
+        description="a game starts with 1 to this many frames of no-ops, 0 for none; by default 0 "
+        "for ALE/...-v5 (Machado et al. 2018), otherwise 30 (Mnih et al. 2015)",
     )
     max_frames: Whole = Field(
         default=108_000,

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as functional
 from torch import Tensor, nn
+from torch.nn import functional
 
 from retro_ml.networks.nature_cnn import (
     ActorCriticNetwork,
