@@ -186,12 +186,13 @@ class FrameReplay:
             return False
         if age == 0:
             return head == 0 or bool(self.kinds[lane, (head - 1) % self.lane_size] != PLAYING)
-        return np.array_equal(self.frames[lane, rows], rollout.frames[HISTORY - age : HISTORY, game])
+        return np.array_equal(
+            self.frames[lane, rows], rollout.frames[HISTORY - age : HISTORY, game]
+        )
 
     def _begin_anew(self, lane: int, rollout: Rollout, game: int) -> None:
-        """Keeps what follows apart from what the lane holds: an env runner was lost or came back,
-        so this is another's game, or play that was left out lies between.
-        """
+        """Keeps what follows apart from what the lane holds, which does not lead up to it."""
+        # An env runner was lost: this is another's game, or play that was left out lies between.
         last = (int(self.heads[lane]) - 1) % self.lane_size
         if self.heads[lane] and self.kinds[lane, last] == PLAYING:
             self.kinds[lane, last] = CUT

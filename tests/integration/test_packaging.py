@@ -234,11 +234,11 @@ def test_every_dependency_is_bounded_above_and_below_and_present() -> None:
 
 
 def test_what_is_installed_is_this_checkout() -> None:
-    installed = {str(Requirement(line)) for line in requires("retro_ml") or []}
+    installed = {Requirement(line) for line in requires("retro_ml") or []}
     (script,) = entry_points(group="console_scripts", name="retro-ml")
 
     assert version("retro_ml") == PROJECT["version"]
-    assert {str(Requirement(line)) for line in PROJECT["dependencies"]} <= installed
+    assert {Requirement(line) for line in PROJECT["dependencies"]} <= installed
     assert script.value == "retro_ml.cli:main"
 
 

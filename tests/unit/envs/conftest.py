@@ -20,9 +20,19 @@ def build_games() -> Iterator[BuildGames]:
     with ExitStack() as stack:
 
         def build(
-            rom: str = "breakout", *, num_games: int = 1, seed: int = 0, first_game: int = 0, **how: Any
+            rom: str = "breakout",
+            *,
+            num_games: int = 1,
+            seed: int = 0,
+            first_game: int = 0,
+            **how: Any,
         ) -> AtariGames:
-            plain = {"sticky_actions": 0.0, "noop_max": 0, "max_frames": 108_000, "auto_fire": False}
+            plain = {
+                "sticky_actions": 0.0,
+                "noop_max": 0,
+                "max_frames": 108_000,
+                "auto_fire": False,
+            }
             settings = GameSettings(rom=rom, **{**plain, **how})
             games = AtariGames(
                 settings, num_games=num_games, num_threads=2, seed=seed, first_game=first_game

@@ -69,6 +69,11 @@ def test_a_start_of_one_frame_can_be_asked_for(build_games: BuildGames) -> None:
     assert set(start_frames(games, 8)) == {1}
 
 
+def test_without_no_ops_fire_is_still_pressed(build_games: BuildGames) -> None:
+    games = build_games("breakout", num_games=2, auto_fire=True, max_frames=8)
+    assert set(start_frames(games, 4)) == {1}
+
+
 def test_without_no_ops_and_fire_a_game_starts_at_once(build_games: BuildGames) -> None:
     games = build_games("ms_pacman", num_games=2, max_frames=8)
     assert set(start_frames(games, 10)) == {0}
@@ -97,8 +102,10 @@ def test_only_the_first_action_after_a_lost_life_is_fire(build_games: BuildGames
     for games in twins:
         games.reset()
     fire, left = (twins[0].action_meanings.index(name) for name in ("FIRE", "LEFT"))
-    while not all([bool(idle(games).life_lost[0]) for games in twins]):
-        pass
+    life_lost = False
+    while not life_lost:
+        life_lost, also = (bool(idle(games).life_lost[0]) for games in twins)
+        assert life_lost == also
     first, second = twins[0].step(np.array([fire])), twins[1].step(np.array([left]))
     np.testing.assert_array_equal(first.frames, second.frames)
     differ = False
@@ -179,7 +186,9 @@ def play_out(games: AtariGames, steps: int = 120) -> list[NDArray[np.uint8]]:
     rng = np.random.default_rng(9)
     meanings = int(games.single_action_space.n)
     frames = [games.reset()]
-    frames.extend(games.step(np.full(games.num_envs, rng.integers(meanings))).frames for _ in range(steps))
+    frames.extend(
+        games.step(np.full(games.num_envs, rng.integers(meanings))).frames for _ in range(steps)
+    )
     return frames
 
 

@@ -49,7 +49,9 @@ def test_equals_gymnasiums_wrappers(
     rng = np.random.default_rng(0)
     ended = 0
 
-    def push(older: NDArray[np.uint8], frame: NDArray[np.uint8], *, start: bool) -> NDArray[np.uint8]:
+    def push(
+        older: NDArray[np.uint8], frame: NDArray[np.uint8], *, start: bool
+    ) -> NDArray[np.uint8]:
         out = np.empty_like(older)
         push_frames(older, frame, np.array([start]), out)
         return out
@@ -100,9 +102,7 @@ def possible_delays(
     return fitting
 
 
-@pytest.mark.parametrize(
-    ("sticky_actions", "at_once", "rounds"), [(0.25, 0.75, 50), (0.0, 1.0, 3)]
-)
+@pytest.mark.parametrize(("sticky_actions", "at_once", "rounds"), [(0.25, 0.75, 50), (0.0, 1.0, 3)])
 def test_a_quarter_of_the_frames_repeat_the_action_before(
     build_games: BuildGames, sticky_actions: float, at_once: float, rounds: int
 ) -> None:

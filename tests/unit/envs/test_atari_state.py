@@ -79,7 +79,9 @@ def test_goes_on_identically(build: Callable[[int], AtariGames], moment: int) ->
     frames_again, rest_again = record(again, moment, moment + 35)
     np.testing.assert_array_equal(frames_again, frames)
     assert rest_again == rest
-    assert any(row[5] for row in rest), "no game ended: the comparison would show less than it should"
+    assert any(row[5] for row in rest), (
+        "no game ended: the comparison would show less than it should"
+    )
 
 
 def test_games_of_unequal_age_meet_again(

@@ -64,7 +64,9 @@ def test_gradients_equal_the_plain_formulas() -> None:
     shake_biases(network)
     logits, values = network(pack_observations(observations))
     (logits.pow(2).sum() + values.sin().sum()).backward()
-    arranged = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    arranged = {
+        name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None
+    }
     network.zero_grad()
     features = plain_features(network.body, observations)
     (network.policy(features).pow(2).sum() + network.value(features).sin().sum()).backward()

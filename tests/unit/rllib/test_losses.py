@@ -206,7 +206,10 @@ def plain_dqn_loss(small: Any, batch: dict[str, Tensor], *, huber: bool, double:
     """Equation 1 of Mnih et al. 2015 (van Hasselt et al. 2016, equation 4), row by row."""
     q = small.module.network(batch["obs"])
     with torch.no_grad():
-        next_q, target_q = small.module.network(batch["new_obs"]), small.module.target_network(batch["new_obs"])
+        next_q, target_q = (
+            small.module.network(batch["new_obs"]),
+            small.module.target_network(batch["new_obs"]),
+        )
     losses = []
     for row in range(BATCH):
         best = int((next_q if double else target_q)[row].argmax())
@@ -305,9 +308,7 @@ def test_a_learners_state_brings_back_optimizer_and_shuffles(build_learner: Buil
         small.update(
             actor_critic_batch(), num_epochs=2, minibatch_size=4, shuffle_batch_per_epoch=True
         )
-    for ours, theirs in zip(
-        first.module.parameters(), second.module.parameters(), strict=True
-    ):
+    for ours, theirs in zip(first.module.parameters(), second.module.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 

@@ -1,0 +1,96 @@
+"""Runs through the whole path, from run_experiment to the files, and what may go wrong on it."""
+
+import csv
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from retro_ml import EventType, ExperimentConfig, MetricEvent, MetricEventBus, run_experiment
+from retro_ml.core.experiments.options import RunOptions
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_ray")]
+Build = Callable[..., ExperimentConfig]
+QUIET = RunOptions(progress="quiet")
+
+
+def rows_without_clock(config: ExperimentConfig) -> list[dict[str, str]]:
+    with config.paths.metrics_csv_path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    clock = {"timestamp", *(name for name in rows[0] if name.endswith("_s"))}
+    return [{k: v for k, v in row.items() if k not in clock} for row in rows]
+
+
+def test_a_killed_trial_goes_on_from_its_checkpoint_and_leaves_the_same_rows(
+    small_config: Build,
+) -> None:
+    fields: dict[str, Any] = {"total_timesteps": 5000, "checkpointing": {"every_steps": 2080}}
+    undisturbed = small_config("A2C", experiment_id="undisturbed", **fields)
+    assert run_experiment(undisturbed, options=QUIET).success
+
+    disturbed = small_config("A2C", experiment_id="disturbed", **fields)
+    events: list[MetricEvent] = []
+    bus = MetricEventBus()
+    bus.subscribe(None, events.append)
+
+    def kill_once(event: MetricEvent) -> None:
+        attempts = [e for e in events if e.event_type is EventType.RUN_STARTED]
+        if event.data["step"] == 3120 and len(attempts) == 1:
+            os.kill(attempts[0].data["pid"], signal.SIGKILL)
+
+    bus.subscribe(EventType.TRAINING_STEP, kill_once)
+    result = run_experiment(disturbed, event_bus=bus, options=QUIET)
+
+    assert result.success, result.error
+    attempts = [e.data["from_step"] for e in events if e.event_type is EventType.RUN_STARTED]
+    assert attempts == [0, 2080]
+    steps = [e.data["step"] for e in events if e.event_type is EventType.TRAINING_STEP]
+    assert steps == [1040, 2080, 3120, 3120, 4160, 5200]
+    assert rows_without_clock(disturbed) == rows_without_clock(undisturbed)
+
+
+def test_a_trial_that_keeps_dying_ends_the_run_with_one_message(small_config: Build) -> None:
+    config = small_config("A2C", resources={"max_failures": 1})
+    bus = MetricEventBus()
+    bus.subscribe(EventType.RUN_STARTED, lambda event: os.kill(event.data["pid"], signal.SIGKILL))
+    result = run_experiment(config, event_bus=bus, options=QUIET)
+    assert (result.success, result.exit_code, result.state) == (False, 1, "failed")
+    assert result.error
+    assert "\n" not in result.error
+    assert [e.event_type for e in bus.history(EventType.ERROR)] == [EventType.ERROR]
+
+
+def test_a_score_or_the_time_end_a_run_as_completed(small_config: Build) -> None:
+    for options in (
+        RunOptions(progress="quiet", stop_score=-1.0),
+        RunOptions(progress="quiet", max_hours=1e-6),
+    ):
+        result = run_experiment(small_config("A2C", total_timesteps=50_000), options=options)
+        assert result.success
+        assert result.agent_steps < 10_000
+        assert result.model_path.exists()
+
+
+def test_what_can_never_be_placed_is_said_at_once(small_config: Build) -> None:
+    resources = {"num_env_runners": 64, "games_per_env_runner": 1}
+    result = run_experiment(small_config("A2C", resources=resources), options=QUIET)
+    assert (result.success, result.exit_code) == (False, 3)
+    assert result.error is not None
+    assert "lower resources.num_env_runners" in result.error
+
+
+def test_a_failing_subscriber_harms_nobody(small_config: Build) -> None:
+    seen: list[int] = []
+
+    def fail(event: MetricEvent) -> None:
+        raise RuntimeError("a subscriber's own fault")
+
+    bus = MetricEventBus()
+    bus.subscribe(EventType.TRAINING_STEP, fail)
+    bus.subscribe(EventType.TRAINING_STEP, lambda event: seen.append(event.data["step"]))
+    config = small_config("A2C", total_timesteps=1000)
+    assert run_experiment(config, event_bus=bus, options=QUIET).success
+    assert seen == [1040]
+    assert "a subscriber's own fault" in config.log_path.read_text()
