@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 training failed, 2 bad input, 3 the machine or cluster can
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _refuse(error.faults)
     if call.print_config:
-        print(json.dumps(config.model_dump(mode="json"), indent=2))
+        _print_out(json.dumps(config.model_dump(mode="json"), indent=2))
         return 0
     return _run(config, options=options, as_json=call.as_json)
 
@@ -89,10 +90,19 @@ def _run(config: ExperimentConfig, *, options: RunOptions, as_json: bool) -> int
     except BadRunFolder as error:
         return _refuse([str(error)])
     if as_json:
-        print(json.dumps(result.as_dict()))
+        _print_out(json.dumps(result.as_dict()))
     if options.progress == "quiet" and result.error is not None:  # otherwise it was shown
         print(f"error: {result.error}", file=sys.stderr)
     return result.exit_code
+
+
+def _print_out(text: str) -> None:
+    """To stdout; a reader that has seen enough (`| head`) is no fault."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python would complain once more when it closes stdout at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse(faults: Sequence[str]) -> int:
