@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from retro_ml.core.engine.launcher import LaunchError
 from retro_ml.rllib.machine import count_cpus
@@ -90,10 +91,11 @@ def _embedded() -> Iterator[Cluster]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         "RAY_worker_niceness": "0",
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
         **_worker_environment(),
     }
     try:
-        with _environment(environment):
+        with _environment(environment), _loopback_only():
             try:
                 ray.init(
                     num_cpus=count_cpus(),
@@ -101,7 +103,6 @@ def _embedded() -> Iterator[Cluster]:
                     include_dashboard=False,
                     log_to_driver=True,
                     _temp_dir=str(folder),
-                    _node_ip_address="127.0.0.1",
                 )
             except Exception as error:
                 raise LaunchError(f"Ray cannot be started here: {_first_line(error)}") from error
@@ -111,6 +112,22 @@ def _embedded() -> Iterator[Cluster]:
                 ray.shutdown()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Lets Ray take 127.0.0.1 for this machine's address, as it does on macOS.
+
+    `ray.init(_node_ip_address="127.0.0.1")` is turned into the outside address on Linux, and Ray
+    listens on it (2.60). The constant is read from the environment when Ray is imported, which
+    may have happened long ago; the processes that Ray starts read it anew.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _describe(*, embedded: bool, scratch_dir: Path | None) -> Cluster:

@@ -9,7 +9,8 @@ Deviations on purpose, and why:
 
 - *Starts.* ale-py presses FIRE first and counts it among the no-ops, drawing 0 to `noop_max - 1` of
   them. Here a game begins after 1 to `noop_max` frames: ale-py is asked for one more, and a start
-  of no frame at all (games without FIRE) is drawn again.
+  of no frame at all (games without FIRE) is drawn again. With FIRE a start of one frame is twice
+  as likely as any other.
 - *FIRE after a lost life.* ale-py presses it at a game's start only, so that a greedy agent which
   does not fire stalls for ever. Here the first action after a lost life is FIRE, whatever the
   agent chose (Stable-Baselines3's and OpenAI Baselines' FireResetEnv press it there as well).
@@ -79,7 +80,8 @@ class Step:
     life_lost: NDArray[np.bool_]
     """`[N]` a life was lost and the game goes on."""
     final_frames: dict[int, NDArray[np.uint8]]
-    """The last frame `[21, 21, 16]` of each game that was truncated, by its index."""
+    """The last frame `[21, 21, 16]` of each game that was truncated, by its index. ale-py ends the
+    step before it takes the screen, so it is the frame before, as in Gymnasium's wrapper."""
     finished: list[tuple[int, FinishedGame]]
     """The games that ended, with their index, in the order of the indices."""
 

@@ -61,8 +61,6 @@ class NatureBody(nn.Module):
         conv1 = (self.conv1.weight * (1.0 / 255.0)).view(32, STACK_SIZE, 2, TILE, 2, TILE)
         conv1 = conv1.permute(0, 1, 3, 5, 2, 4).reshape(32, STACK_CHANNELS, 2, 2)
         last = torch.channels_last
-        # Features leave the last convolution channels last; the linear layer's columns follow them.
-        linear = self.linear.weight.view(FEATURES, 64, 7, 7).permute(0, 2, 3, 1)
         return (
             conv1.to(self.dtype, memory_format=last),
             cast(Tensor, self.conv1.bias).to(self.dtype),
@@ -70,7 +68,7 @@ class NatureBody(nn.Module):
             cast(Tensor, self.conv2.bias).to(self.dtype),
             self.conv3.weight.to(self.dtype, memory_format=last),
             cast(Tensor, self.conv3.bias).to(self.dtype),
-            linear.reshape(FEATURES, CONV_FEATURES).to(self.dtype),
+            _columns_last(self.linear.weight).to(self.dtype),
             self.linear.bias.to(self.dtype),
         )
 
@@ -141,8 +139,16 @@ class QNetwork(nn.Module):
         q: Tensor = self.q(functional.relu(functional.linear(convolved, w[6], w[7])).float())
         if self.value is None or self.value_hidden is None:
             return q
-        value = self.value(functional.relu(self.value_hidden(convolved.float())))
+        hidden = functional.linear(
+            convolved.float(), _columns_last(self.value_hidden.weight), self.value_hidden.bias
+        )
+        value = self.value(functional.relu(hidden))
         return value + q - q.mean(dim=1, keepdim=True)
+
+
+def _columns_last(weight: Tensor) -> Tensor:
+    """A linear layer's columns in the order in which `convolve` leaves its features."""
+    return weight.view(FEATURES, 64, 7, 7).permute(0, 2, 3, 1).reshape(FEATURES, CONV_FEATURES)
 
 
 def _init_orthogonal(layer: nn.Conv2d | nn.Linear, *, gain: float) -> None:

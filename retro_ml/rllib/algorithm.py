@@ -91,8 +91,8 @@ class AtariAlgorithm(Algorithm):
     def sample_rollouts(self) -> list[Rollout]:
         """One train batch's worth of play, one Rollout per env runner.
 
-        Empty when every env runner has failed; RLlib brings them back before the next try. What is
-        sampled above the batch (an env runner failed and came back) is left out.
+        Empty when too many env runners have failed for a whole batch; RLlib brings them back before
+        the next try. What is sampled above the batch (one came back meanwhile) is left out.
         """
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             rollouts, results = synchronous_parallel_sample(
@@ -102,10 +102,11 @@ class AtariAlgorithm(Algorithm):
                 _uses_new_env_runners=True,
                 _return_metrics=True,
             )
-        if not rollouts:
+        runners = max(self.config.num_env_runners, 1)
+        if len(rollouts) < runners:
             return []
         self.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
-        rollouts = rollouts[: max(self.config.num_env_runners, 1)]
+        rollouts = rollouts[:runners]
         self._steps_before_update = self.progress.agent_steps
         self.progress.add(rollouts)
         return rollouts

@@ -207,7 +207,10 @@ class DQNLearner(AtariLearner):
         if agent_steps - self._target_updated_at >= self.config.target_network_update_freq:
             module = self.module[DEFAULT_MODULE_ID].unwrapped()
             module.target_network.load_state_dict(module.network.state_dict())
-            self._target_updated_at = agent_steps
+            # The multiple of the frequency that was passed, so that rounds do not stretch it.
+            self._target_updated_at = (
+                agent_steps - agent_steps % self.config.target_network_update_freq
+            )
 
     def take_errors(self) -> np.ndarray[Any, Any]:
         """The temporal difference errors since the last call, in the order of the batches."""

@@ -22,6 +22,7 @@ def save_state(state: Any, folder: Path, name: str) -> None:
 
     Raises:
         TypeError: the state holds something else than the kinds above.
+        ValueError: keys with slashes, or a number beside its own text, make two names one.
     """
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     plain = _take_arrays(state, "", arrays)
@@ -39,6 +40,8 @@ def _take_arrays(value: Any, path: str, arrays: dict[str, np.ndarray[Any, Any]])
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray):
+        if path in arrays:
+            raise ValueError(f"two arrays of the state are named {path}")
         arrays[path] = np.ascontiguousarray(value).reshape(value.shape)
         return {_ARRAY: path}
     if isinstance(value, np.generic):

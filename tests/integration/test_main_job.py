@@ -1,6 +1,7 @@
 """The main job as a user runs it: a process of its own, its screen, its files, its exit code."""
 
 import csv
+import ipaddress
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +135,9 @@ def test_a_signal_ends_the_run_with_a_checkpoint(
     try:
         wait_until(lambda: (run / "metrics.csv").exists() and "training_step" in read(run))
         children = children_of(process.pid)
-        assert children
+        addresses = listening_addresses([process.pid, *children])
+        assert addresses
+        assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
         # A terminal's Ctrl-C reaches the whole group of processes, Ray's among them.
         if signum is signal.SIGINT:
             os.killpg(process.pid, signum)
@@ -151,6 +155,25 @@ def test_a_signal_ends_the_run_with_a_checkpoint(
     assert verify_checkpoint(checkpoint.path)["agent_steps"] == status["step"]
     assert (run / "model.zip").exists()
     wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+
+
+def listening_addresses(pids: list[int]) -> set[str]:
+    """Where these processes accept TCP connections, from the kernel's own tables."""
+    inodes = set()
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+            with suppress(OSError):
+                inodes.add(os.readlink(descriptor).removeprefix("socket:[").rstrip("]"))
+    addresses = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:  # 0A: listening
+                words = bytes.fromhex(fields[1].partition(":")[0])
+                # Each word of four bytes stands in the machine's own order.
+                swapped = b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))
+                addresses.add(str(ipaddress.ip_address(swapped)))
+    return addresses
 
 
 def read(run: Path) -> str:

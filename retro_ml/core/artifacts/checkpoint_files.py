@@ -122,7 +122,12 @@ def find_checkpoints(root: Path) -> list[CheckpointFolder]:
 
 
 def prune_checkpoints(root: Path, *, keep: int) -> None:
-    """Removes all but the newest `keep`, then the shared files that none of those names."""
+    """Removes all but the newest `keep`, then the shared files that none of those names.
+
+    The remains of a save that was killed go too, so no other save may be under way.
+    """
+    for unfinished in root.glob(".step-*"):
+        shutil.rmtree(unfinished)
     folders = find_checkpoints(root)
     for folder in folders[:-keep]:
         shutil.rmtree(folder.path)

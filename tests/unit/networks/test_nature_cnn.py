@@ -91,7 +91,9 @@ def test_bf16_is_near_and_its_heads_are_fp32() -> None:
     for precise, coarse in zip(exact(packed), near(packed), strict=True):
         assert coarse.dtype == torch.float32
         assert not torch.equal(coarse, precise), "it did not compute in bfloat16"
-        torch.testing.assert_close(coarse, precise, atol=0.03 * float(precise.abs().max()), rtol=0)
+        torch.testing.assert_close(
+            coarse, precise, atol=0.03 * float(precise.detach().abs().max()), rtol=0
+        )
     assert all(parameter.dtype == torch.float32 for parameter in near.parameters())
 
 
@@ -134,8 +136,8 @@ def test_q_learners_initial_weights_are_pytorchs_own() -> None:
     network = QNetwork(4)
     for layer, inputs in ((network.body.conv1, 256), (network.body.linear, 3136), (network.q, 512)):
         bound = 1 / math.sqrt(inputs)
-        assert float(layer.weight.abs().max()) <= bound
-        assert float(layer.weight.std()) == pytest.approx(bound / math.sqrt(3), rel=0.1)
+        assert float(layer.weight.detach().abs().max()) <= bound
+        assert float(layer.weight.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.1)
 
 
 def test_q_network_equals_the_plain_formula() -> None:
@@ -152,9 +154,8 @@ def test_dueling_is_value_plus_advantage_above_its_mean() -> None:
     assert network.value is not None
     assert network.value_hidden is not None
     advantages = network.q(plain_features(network.body, observations))
-    # `value_hidden` takes the convolutions channels last: its columns have no history elsewhere.
-    flat = plain_convolutions(network.body, observations).view(4, 64, 7, 7)
-    hidden = functional.relu(network.value_hidden(flat.permute(0, 2, 3, 1).reshape(4, -1)))
+    flat = plain_convolutions(network.body, observations).view(4, -1)
+    hidden = functional.relu(network.value_hidden(flat))
     values = network.value(hidden)
     q = network(pack_observations(observations))
     torch.testing.assert_close(

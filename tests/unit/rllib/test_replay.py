@@ -281,6 +281,9 @@ def test_segments_bring_the_replay_back(tmp_path: Path, steps: int) -> None:
         checkpoint = tmp_path / f"step-{number}"
         state, files = segments.save(replay, checkpoint)
         assert all(file.is_file() for file in files)
+        for part in state["segments"]:
+            rows = np.array(part["stops"]) - part["starts"]
+            assert rows.max() <= replay.lane_size  # what was overwritten is not saved
         for unneeded in set((tmp_path / "replay").iterdir()) - set(files):
             unneeded.unlink()  # as pruning does
         again = FrameReplay(size=60, num_lanes=4)

@@ -81,3 +81,9 @@ def test_a_generators_state_comes_back(tmp_path: Path) -> None:
 def test_anything_else_is_refused_by_name(value: Any, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="state at /inner/0 is a"):
         save_state({"inner": [value]}, tmp_path, "state")
+
+
+def test_two_arrays_of_one_name_are_refused(tmp_path: Path) -> None:
+    array = np.zeros(1)
+    with pytest.raises(ValueError, match="two arrays"):
+        save_state({"a/b": array, "a": {"b": array}}, tmp_path, "state")

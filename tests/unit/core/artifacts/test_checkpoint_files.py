@@ -144,3 +144,9 @@ def test_pruning_fewer_than_it_keeps_removes_nothing(tmp_path: Path) -> None:
     save(tmp_path, 90, "rows-a")
     prune_checkpoints(tmp_path, keep=3)
     verify_checkpoint(tmp_path / "step-90")
+
+
+def test_pruning_removes_what_a_killed_save_left(tmp_path: Path) -> None:
+    (tmp_path / ".step-10-abcdef").mkdir()
+    prune_checkpoints(tmp_path, keep=1)
+    assert list(tmp_path.iterdir()) == []

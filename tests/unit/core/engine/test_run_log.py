@@ -50,9 +50,10 @@ def test_everything_goes_to_the_file_and_our_warnings_to_the_user(tmp_path: Path
 
 
 def test_handlers_that_ray_adds_in_between_print_nothing_until_afterwards(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray_logger, late = logging.getLogger("ray"), logging.StreamHandler()
+    monkeypatch.setattr(ray_logger, "handlers", [])  # another test may have imported Ray
     with RunLog(tmp_path / "training.log", notice=print):
         ray_logger.addHandler(late)
         for handler in ray_logger.handlers:  # as ray.init does

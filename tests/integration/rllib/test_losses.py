@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.integration
 
 BuildLearner = Callable[..., Any]
 BATCH = 8
@@ -271,10 +271,10 @@ def test_the_target_follows_every_thousand_agent_steps(build_learner: BuildLearn
         return all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
     copied = []
-    for agent_steps in (0, 500, 992, 1_008, 1_500, 2_000, 2_016):
+    for agent_steps in (0, 500, 992, 1_008, 1_992, 2_000, 2_992, 3_008):
         small.update(q_batch(), agent_steps=agent_steps)
         copied.append(target_is_the_network())
-    assert copied == [False, False, False, True, False, False, True]
+    assert copied == [False, False, False, True, False, True, False, True]
 
 
 def test_importance_weights_scale_each_rows_loss(build_learner: BuildLearner) -> None:
@@ -289,7 +289,7 @@ def test_importance_weights_scale_each_rows_loss(build_learner: BuildLearner) ->
     )
     errors = small.learner.take_errors()
     assert errors.shape == (BATCH,)
-    assert float(found) == pytest.approx((abs(errors[0]) - 0.5) / BATCH, rel=1e-5)
+    assert float(found.detach()) == pytest.approx((abs(errors[0]) - 0.5) / BATCH, rel=1e-5)
 
 
 def test_a_gradient_that_is_not_finite_ends_the_trial(build_learner: BuildLearner) -> None:

@@ -9,7 +9,7 @@ import pytest
 from retro_ml.envs import atari
 from retro_ml.envs.atari import AtariGames, FinishedGame
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.integration
 
 BuildGames = Callable[..., AtariGames]
 GAMES = 2

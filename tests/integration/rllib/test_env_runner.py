@@ -15,7 +15,7 @@ from retro_ml.envs.frames import unpack_stacks
 from retro_ml.rllib.env_runner import AtariEnvRunner
 from retro_ml.rllib.translate import translate
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.integration
 
 GAMES = 2
 BuildRunner = Callable[..., AtariEnvRunner]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from retro_ml.envs.atari import AtariGames, FinishedGame, Step
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.integration
 
 BuildGames = Callable[..., AtariGames]
 BREAKOUT_LIVES = 5

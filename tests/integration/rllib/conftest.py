@@ -1,6 +1,6 @@
 """Learners and rollouts without Ray."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,15 @@ from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.rllib.translate import translate
 
 NUM_ACTIONS = 4
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """More of them spin, and cost small batches three times the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class SmallLearner:

@@ -17,7 +17,7 @@ from retro_ml.envs.frames import PACKED_STACK_SHAPE, push_frames, unpack_stacks
 
 cv2 = pytest.importorskip("cv2")  # what Gymnasium resizes with
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.integration
 
 BuildGames = Callable[..., AtariGames]
 NO_LIMIT = 108_000
