@@ -12,7 +12,10 @@ import logging
 import os
 import secrets
 import shutil
+import signal
+import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
 
 from retro_ml.core.engine.launcher import LaunchError
 from retro_ml.rllib.machine import count_cpus
@@ -30,6 +34,10 @@ logger = logging.getLogger("retro_ml.cluster")
 FOLDER_PREFIX = "retro_ml-"
 OBJECT_STORE_BYTES = 1_000_000_000
 """Shared memory of an embedded Ray: rollouts of 64 remote env runners take less than half of it."""
+SET_BY_RAY = ("RAY_AUTH_MODE", "PYTHONBREAKPOINT")
+"""Variables that ray.init leaves in this process's environment."""
+REACH_TIMEOUT_S = 10.0
+"""How long a named cluster may take to accept a connection."""
 SPIN_COUNT = "1000"
 """GOMP_SPINCOUNT of the trials' processes: PyTorch's waiting threads otherwise spin against the
 emulator's for the same cores (measured: a rollout of 0.79 s takes 0.47 s)."""
@@ -58,9 +66,11 @@ def connect(address: str | None) -> Iterator[Cluster]:
         LaunchError: there is no Ray at that address, or none can be started here.
     """
     address = address or os.environ.get("RAY_ADDRESS")
+    if address is not None:
+        _check_reachable(address)
     if ray.is_initialized():
         yield _describe(embedded=False, scratch_dir=None)
-    elif address:
+    elif address and address != "local":
         _attach(address)
         try:
             yield _describe(embedded=False, scratch_dir=None)
@@ -71,11 +81,43 @@ def connect(address: str | None) -> Iterator[Cluster]:
             yield cluster
 
 
+@contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Sets variables for Ray and the processes that it starts; puts back what was there."""
+    names = {*values, *SET_BY_RAY}
+    before: dict[str, Any] = {name: os.environ.get(name) for name in names}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for a quarter of an hour, and says so on the screen."""
+    if address in {"auto", "local"}:  # Ray looks for it, or starts one
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise LaunchError(f"{address} is no Ray address; give it as host:port, e.g. head:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise LaunchError(f"nothing answers at the Ray address {address}: {error}") from None
+
+
 def _attach(address: str) -> None:
     try:
-        ray.init(
-            address=address, log_to_driver=True, runtime_env={"env_vars": _worker_environment()}
-        )
+        with _own_signal_handlers():
+            ray.init(
+                address=address,
+                log_to_driver=True,
+                runtime_env={"env_vars": _worker_environment()},
+            )
     except Exception as error:
         # Ray raises many kinds here (ConnectionError, RuntimeError, its own), all of them final.
         raise LaunchError(
@@ -87,7 +129,7 @@ def _attach(address: str) -> None:
 def _embedded() -> Iterator[Cluster]:
     _remove_orphans()
     folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-", dir=_short_tmp()))
-    environment = {
+    variables = {
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         "RAY_worker_niceness": "0",
@@ -95,15 +137,16 @@ def _embedded() -> Iterator[Cluster]:
         **_worker_environment(),
     }
     try:
-        with _environment(environment), _loopback_only():
+        with environment(variables), _fresh_token(), _loopback_only():
             try:
-                ray.init(
-                    num_cpus=count_cpus(),
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    include_dashboard=False,
-                    log_to_driver=True,
-                    _temp_dir=str(folder),
-                )
+                with _own_signal_handlers():
+                    ray.init(
+                        num_cpus=count_cpus(),
+                        object_store_memory=OBJECT_STORE_BYTES,
+                        include_dashboard=False,
+                        log_to_driver=True,
+                        _temp_dir=str(folder),
+                    )
             except Exception as error:
                 raise LaunchError(f"Ray cannot be started here: {_first_line(error)}") from error
             try:
@@ -112,6 +155,28 @@ def _embedded() -> Iterator[Cluster]:
                 ray.shutdown()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _fresh_token() -> Iterator[None]:
+    """Lets Ray read the token from the environment; it keeps the first that a process has used."""
+    AuthenticationTokenLoader.instance().reset_cache()
+    try:
+        yield
+    finally:
+        AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Puts back this process's handlers, which ray.init replaces (SIGTERM would just end us)."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
 
 
 @contextmanager
@@ -142,22 +207,6 @@ def _describe(*, embedded: bool, scratch_dir: Path | None) -> Cluster:
 
 def _worker_environment() -> dict[str, str]:
     return {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPIN_COUNT)}
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Sets variables for the processes that Ray starts; puts back what was there, Ray's own too."""
-    names = {*values, "RAY_AUTH_MODE"}
-    before: dict[str, Any] = {name: os.environ.get(name) for name in names}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _short_tmp() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shutil
 import threading
 import time
@@ -17,7 +16,7 @@ from ray.tune import CheckpointConfig, Experiment, Stopper
 from ray.tune.experiment import Trial as TuneTrial
 
 from retro_ml.cluster.bus_bridge import BusBridge, experiment_id
-from retro_ml.cluster.connect import Cluster, connect
+from retro_ml.cluster.connect import Cluster, connect, environment
 from retro_ml.cluster.worker_output import log_worker_output
 from retro_ml.core.engine.launcher import LaunchError, Trial, TrialEnd
 from retro_ml.core.experiments.config import ExperimentConfig
@@ -61,10 +60,12 @@ class TuneLauncher:
         Raises:
             LaunchError: no Ray, or a trial that can never be placed on it.
         """
-        for name, value in TUNE_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
         stopper = RunStopper(trials, options, self._stop_requested)
-        with connect(options.ray_address) as cluster, log_worker_output():
+        with (
+            environment(TUNE_ENVIRONMENT),
+            connect(options.ray_address) as cluster,
+            log_worker_output(),
+        ):
             experiments = [build_experiment(trial, cluster, stopper) for trial in trials]
             analysis = tune.run(
                 experiments,

@@ -81,6 +81,15 @@ def test_what_can_never_be_placed_is_said_at_once(small_config: Build) -> None:
     assert "lower resources.num_env_runners" in result.error
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "here", "127.0.0.1:x"])
+def test_a_cluster_that_is_not_there_is_said_at_once(small_config: Build, address: str) -> None:
+    options = RunOptions(progress="quiet", ray_address=address)
+    result = run_experiment(small_config("A2C"), options=options)
+    assert (result.success, result.exit_code) == (False, 3)
+    assert result.error is not None
+    assert address in result.error
+
+
 def test_a_failing_subscriber_harms_nobody(small_config: Build) -> None:
     seen: list[int] = []
 
