@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from retro_ml.cluster.trials import TuneLauncher
-from retro_ml.core.engine.training_engine import ExperimentResult
+from retro_ml.core.engine.result import ExperimentResult
 from retro_ml.core.engine.training_engine import TrainingEngine as _Engine
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions

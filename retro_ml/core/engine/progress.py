@@ -21,7 +21,7 @@ from retro_ml.core.engine.progress_text import RunView, summary_lines
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent
 
 if TYPE_CHECKING:
-    from retro_ml.core.engine.training_engine import ExperimentResult
+    from retro_ml.core.engine.result import ExperimentResult
     from retro_ml.core.experiments.config import ExperimentConfig
     from retro_ml.core.experiments.options import RunOptions
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent
 
 if TYPE_CHECKING:
-    from retro_ml.core.engine.training_engine import ExperimentResult
+    from retro_ml.core.engine.result import ExperimentResult
     from retro_ml.core.experiments.config import ExperimentConfig
 
 # Weight of the newest iteration in the speed shown: an iteration or two of trouble hardly shows.

@@ -9,16 +9,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from pathlib import Path
 from signal import Signals
-from typing import Any, Literal
+from typing import Any
 
 from retro_ml.core.artifacts.run_writer import RunWriter
 from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.artifacts.writers import build_writers
 from retro_ml.core.engine.launcher import Launcher, LaunchError, Trial, TrialEnd
 from retro_ml.core.engine.progress import Progress, build_progress
+from retro_ml.core.engine.result import ExperimentResult
 from retro_ml.core.engine.run_folder import BadRunFolder, make_run_folder
 from retro_ml.core.engine.run_log import RunLog
 from retro_ml.core.engine.stop_signals import StopSignals
@@ -26,37 +25,9 @@ from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventBus
 
-__all__ = ["BadRunFolder", "ExperimentResult", "TrainingEngine"]
+__all__ = ["BadRunFolder", "TrainingEngine"]
 
 logger = logging.getLogger("retro_ml.engine")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExperimentResult:
-    """How a run ended and where its files are.
-
-    `training_time` is in seconds of wall clock, start-up included; `final_reward` the mean score
-    of the last 100 games, None before the first; `exit_code` what the command line returns.
-    """
-
-    success: bool
-    training_time: float
-    metrics_path: Path
-    model_path: Path
-    log_path: Path
-    final_reward: float | None
-    error: str | None
-    experiment_id: str
-    experiment_dir: Path
-    state: Literal["completed", "interrupted", "failed"]
-    agent_steps: int
-    games: int
-    exit_code: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same as JSON types, paths as text."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
 
 class TrainingEngine:

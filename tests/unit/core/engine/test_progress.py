@@ -15,7 +15,7 @@ from rich.console import Console
 
 from retro_ml.core.engine.progress import LiveProgress, PlainProgress, Progress, build_progress
 from retro_ml.core.engine.progress_text import RunView, duration, score_words, summary_lines
-from retro_ml.core.engine.training_engine import ExperimentResult
+from retro_ml.core.engine.result import ExperimentResult
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent

@@ -20,7 +20,8 @@ import safetensors.numpy
 from retro_ml.core.artifacts.checkpoint_files import save_checkpoint_folder
 from retro_ml.core.artifacts.model_archive import load_model_archive
 from retro_ml.core.engine.launcher import LaunchError, Trial, TrialEnd
-from retro_ml.core.engine.training_engine import ExperimentResult, TrainingEngine
+from retro_ml.core.engine.result import ExperimentResult
+from retro_ml.core.engine.training_engine import TrainingEngine
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventBus
