@@ -2,6 +2,7 @@
 
 import math
 import threading
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Self
 
 from retro_ml.core.artifacts.storage import ArtifactError
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from retro_ml.core.experiments.config import ExperimentConfig
 
 
-class RunWriter:
+class RunWriter(ABC):
     """A subscriber that writes one experiment's events to files; other experiments' pass by.
 
     Use it as `writer.attach(bus)` ... `writer.close()`, or subscribe it by hand:
@@ -65,13 +66,14 @@ class RunWriter:
                 self.error = self.error or error
                 raise
 
-    def _begin(self) -> None:
+    def _begin(self) -> None:  # noqa: B027  (a hook that not every writer needs)
         """Before the first event, when attached."""
 
+    @abstractmethod
     def _take(self, event: MetricEvent) -> None:
-        raise NotImplementedError
+        """Write what the event tells."""
 
-    def _end(self) -> None:
+    def _end(self) -> None:  # noqa: B027  (likewise)
         """After the last event."""
 
     def _make_folder(self) -> None:

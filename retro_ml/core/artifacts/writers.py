@@ -8,6 +8,7 @@ however often a run was ended and taken up again.
 import json
 import logging
 import time
+from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +73,9 @@ class _LinesWriter(RunWriter):
             self._cut(after_step=after_step)
         self._open()
 
+    @abstractmethod
     def _cut(self, *, after_step: int) -> None:
-        raise NotImplementedError
+        """Take the lines beyond a step out of the closed file."""
 
     def _sync(self, event: MetricEvent) -> None:
         """Training steps come often and may wait a second; all else is on the disk at once."""
