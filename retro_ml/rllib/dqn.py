@@ -45,6 +45,7 @@ class DQNConfig(AtariConfigMixin, rllib_dqn.DQNConfig):
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or DQN)
+        self.n_step: int = 1
         self.adam_eps = 1e-8
         self.replay_size = 1_000_000
         self.prioritized = False
@@ -54,6 +55,17 @@ class DQNConfig(AtariConfigMixin, rllib_dqn.DQNConfig):
         self.agent_steps_per_update = 4
         self.rounds_per_iteration = 1
         self.min_sample_timesteps_per_iteration = 0
+
+    def validate(self) -> None:
+        """RLlib's checks, but for one: it wants all n steps of a return in one rollout.
+
+        The replay here finds them across rollouts.
+        """
+        n_step, self.n_step = self.n_step, 1
+        try:
+            super().validate()
+        finally:
+            self.n_step = n_step
 
     def get_default_learner_class(self) -> type:
         """The Learner below."""
@@ -125,6 +137,8 @@ class DQN(AtariAlgorithm, rllib_dqn.DQN):
     def _learn(self, agent_steps: int) -> None:
         """The updates that this many agent steps are worth, once the warm-up is over."""
         if self.progress.agent_steps <= self.config.num_steps_sampled_before_learning_starts:
+            return
+        if not self.replay.count(self.config.n_step):  # no warm-up, and no n steps played yet
             return
         self._owed_steps += agent_steps
         updates, self._owed_steps = divmod(self._owed_steps, self.config.agent_steps_per_update)

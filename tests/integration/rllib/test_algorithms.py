@@ -63,6 +63,14 @@ def test_a_seed_decides_the_course_and_a_checkpoint_brings_it_back(
         algorithm.stop()
 
 
+def test_learning_waits_until_there_are_n_steps(small_config: Build) -> None:
+    dqn = {"warmup_agent_steps": 0, "n_step": 20, "agent_steps_per_update": 16}
+    algorithm = translate(small_config("DQN", dqn=dqn)).build_algo()
+    (row,) = [r for r in train(algorithm, 1) if r["type"] == "training_step"]
+    assert np.isfinite(row["loss"])
+    algorithm.stop()
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, small_config: Build) -> None:
     algorithm = translate(small_config("PPO")).build_algo()
     algorithm.save_checkpoint(str(tmp_path / "saved"))
