@@ -39,8 +39,8 @@ def surroundings(home: Path) -> dict[str, str]:
     return {**kept, "HOME": str(home), "PYTHONPATH": root, "TMPDIR": "/tmp"}
 
 
-def own_folders() -> set[str]:
-    return {path.name for path in Path("/tmp").glob("retro_ml-*")}
+def ray_folders_of(pid: int) -> list[Path]:
+    return list(Path("/tmp").glob(f"retro_ml-{pid}-*"))
 
 
 def children_of(pid: int) -> list[int]:
@@ -61,28 +61,27 @@ def test_the_main_job_leaves_every_artifact_and_nothing_else(
 ) -> None:
     work = tmp_path / "work"
     work.mkdir()
-    folders_before = own_folders()
-    done = subprocess.run(
+    process = subprocess.Popen(
         command(
             *("--env", "BreakoutNoFrameskip-v4", "--algo", "ppo", "-n", "3000", "--seed", "42"),
             *("--output-dir", "runs", "--experiment-id", "main", "--json"),
         ),
         cwd=work,
         env=surroundings(empty_home),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=240,
-        check=False,
     )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    result = json.loads(output)
     assert result["success"] is True
     assert result["agent_steps"] == 3072
 
     run = work / "runs" / "main"
     assert [path.name for path in work.iterdir()] == ["runs"]
     assert list(empty_home.iterdir()) == []
-    assert own_folders() <= folders_before
+    assert ray_folders_of(process.pid) == []
     expected = {"config.json", "status.json", "metrics.json", "metrics.csv", "events.log"}
     expected |= {"training.log", "model.zip", "checkpoints"}
     assert {path.name for path in run.iterdir()} == expected
@@ -134,6 +133,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(
     )
     try:
         wait_until(lambda: (run / "metrics.csv").exists() and "training_step" in read(run))
+        assert ray_folders_of(process.pid) != []
         children = children_of(process.pid)
         addresses = listening_addresses([process.pid, *children])
         assert addresses
@@ -148,6 +148,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(
         if process.poll() is None:
             process.kill()
     assert process.returncode == code, errors
+    assert ray_folders_of(process.pid) == []
     assert "Traceback" not in errors
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "interrupted"
