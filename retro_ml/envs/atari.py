@@ -29,7 +29,6 @@ import gymnasium as gym
 import numpy as np
 from ale_py import Action
 from ale_py.vector_env import AtariVectorEnv
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from retro_ml.core.experiments.seeds import derive_seed
@@ -137,8 +136,6 @@ class AtariGames:
         )
         self.single_observation_space = gym.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
         self.single_action_space: gym.spaces.Discrete[Any] = gym.spaces.Discrete(len(actions))
-        self.observation_space = batch_space(self.single_observation_space, num_games)
-        self.action_space = batch_space(self.single_action_space, num_games)
         self.frames_played = 0
         self._seedings = np.zeros(num_games, np.int64)
         self._history: list[bytearray] = [bytearray() for _ in range(num_games)]
@@ -148,11 +145,6 @@ class AtariGames:
         self._fire_next = np.zeros(num_games, np.bool_)
         self._frame_numbers = np.zeros(num_games, np.int64)
         self._game_started_at = np.zeros(num_games, np.int64)
-
-    @property
-    def unwrapped(self) -> AtariGames:
-        """RLlib asks an env for what lies beneath its wrappers: there are none."""
-        return self
 
     def reset(self) -> NDArray[np.uint8]:
         """Seeds every game anew and starts it. Returns the first frames `[N, 21, 21, 16]`."""
@@ -164,14 +156,23 @@ class AtariGames:
         return frames
 
     def step(self, actions: NDArray[np.int64]) -> Step:
-        """Plays one agent step of every game; games that end are started anew at once.
+        """Plays one agent step of every game: `send` and `receive`."""
+        self.send(actions)
+        return self.receive()
+
+    def send(self, actions: NDArray[np.int64]) -> None:
+        """Begins an agent step; the emulator's threads play it while the caller does other things.
 
         Args:
             actions: `[N] int64`, indices into `action_meanings`.
         """
         for history, action in zip(self._history, actions.tolist(), strict=True):
             history.append(action)
-        return self._play(actions)
+        self._send(actions)
+
+    def receive(self) -> Step:
+        """What the agent step begun by `send` gave, waited for; ended games are started anew."""
+        return self._receive()
 
     def close(self) -> None:
         """Stops the emulator's threads."""
@@ -207,7 +208,8 @@ class AtariGames:
             for game, history in enumerate(histories):
                 if moment >= longest - len(history):
                     actions[game] = history[moment - (longest - len(history))]
-            self._play(actions, replaying=True)
+            self._send(actions)
+            self._receive(replaying=True)
         joins = np.array([not len(history) for history in histories])
         if longest and joins.any():
             self._rejoin(joins)
@@ -222,10 +224,13 @@ class AtariGames:
         self._start_games(games, reseed=games)
         self._fire_next[games] = False
 
-    def _play(self, actions: NDArray[np.int64], *, replaying: bool = False) -> Step:
+    def _send(self, actions: NDArray[np.int64]) -> None:
         if self._fire is not None and self._fire_next.any():
             actions = np.where(self._fire_next, self._fire, actions)
-        observations, rewards, terminated, truncated, info = self._ale.step(actions)
+        self._ale.send(actions)
+
+    def _receive(self, *, replaying: bool = False) -> Step:
+        observations, rewards, terminated, truncated, info = self._ale.recv()
         ended = terminated | truncated
         frame_numbers = info["frame_number"].astype(np.int64)
         self.frames_played += int((frame_numbers - self._frame_numbers).sum())

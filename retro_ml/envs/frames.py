@@ -39,24 +39,20 @@ def unpack_stacks(stacks: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def push_frames(
-    older: NDArray[np.uint8],
-    newest: NDArray[np.uint8],
-    started: NDArray[np.bool_],
-    out: NDArray[np.uint8],
+    stacks: NDArray[np.uint8], newest: NDArray[np.uint8], started: NDArray[np.bool_]
 ) -> None:
-    """Moves each game's stack on by one frame.
+    """Moves each game's stack on by one frame, in place.
 
     Args:
-        older: `[N, 21, 21, 64]`, the stacks of the step before.
+        stacks: `[N, 21, 21, 64]`, those of the step before; overwritten.
         newest: `[N, 21, 21, 16]`, packed.
         started: `[N]`, True where `newest` is the first frame of a new game: the three older frames
             of its stack are zeros (Gymnasium's FrameStackObservation with zero padding).
-        out: `[N, 21, 21, 64]`, written; must not share memory with `older`.
     """
-    out[..., :-FRAME_CHANNELS] = older[..., FRAME_CHANNELS:]
-    out[..., -FRAME_CHANNELS:] = newest
+    stacks[..., :-FRAME_CHANNELS] = stacks[..., FRAME_CHANNELS:]
+    stacks[..., -FRAME_CHANNELS:] = newest
     if started.any():
-        out[started, ..., :-FRAME_CHANNELS] = 0
+        stacks[started, ..., :-FRAME_CHANNELS] = 0
 
 
 def gather_stacks(

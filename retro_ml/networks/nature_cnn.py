@@ -41,6 +41,28 @@ def pack_observations(observations: Tensor) -> Tensor:
     return tiles.permute(0, 2, 4, 1, 3, 5).reshape(-1, GRID, GRID, STACK_CHANNELS)
 
 
+def compute_features(packed: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+    """The body's arithmetic, row by row.
+
+    Args:
+        packed: `[B, 21, 21, 64] uint8`.
+        weights: `NatureBody.arranged_weights()`; may be followed by weight and bias of further
+            fully connected layers of 512 on the convolutions.
+
+    Returns:
+        `[B, 512] float32`, or `[B, 1024]` with one further layer.
+    """
+    x = packed.to(weights[0].dtype).permute(0, 3, 1, 2)
+    x = functional.conv2d(x, weights[0], weights[1]).relu_()
+    x = functional.conv2d(x, weights[2], weights[3], stride=2).relu_()
+    x = functional.conv2d(x, weights[4], weights[5]).relu_()
+    # The features are put in the order of the weights: there are fewer of them than weights.
+    x = x.reshape(-1, CONV_FEATURES)
+    layers = zip(weights[6::2], weights[7::2], strict=True)
+    features = [functional.linear(x, *layer).relu_().float() for layer in layers]
+    return features[0] if len(features) == 1 else torch.cat(features, dim=1)
+
+
 class NatureBody(nn.Module):
     """The shared layers: packed observations `[B, 21, 21, 64] uint8` -> features `[B, 512]`.
 
@@ -68,22 +90,14 @@ class NatureBody(nn.Module):
             cast(Tensor, self.conv2.bias).to(self.dtype),
             self.conv3.weight.to(self.dtype, memory_format=last),
             cast(Tensor, self.conv3.bias).to(self.dtype),
-            _columns_last(self.linear.weight).to(self.dtype),
+            self.linear.weight.to(self.dtype),
             self.linear.bias.to(self.dtype),
         )
-
-    def convolve(self, packed: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-        """`[B, 21, 21, 64] uint8` -> `[B, 3136]` in the layers' dtype, channels last."""
-        x = packed.to(self.dtype).permute(0, 3, 1, 2)
-        x = functional.relu(functional.conv2d(x, weights[0], weights[1]))
-        x = functional.relu(functional.conv2d(x, weights[2], weights[3], stride=2))
-        x = functional.relu(functional.conv2d(x, weights[4], weights[5]))
-        return x.permute(0, 2, 3, 1).reshape(-1, CONV_FEATURES)
 
     def forward(self, packed: Tensor, weights: tuple[Tensor, ...] | None = None) -> Tensor:
         """Features `[B, 512] float32`; `weights` spares the arranging if they are unchanged."""
         w = self.arranged_weights() if weights is None else weights
-        return functional.relu(functional.linear(self.convolve(packed, w), w[6], w[7])).float()
+        return compute_features(packed, w)
 
 
 class ActorCriticNetwork(nn.Module):
@@ -104,6 +118,10 @@ class ActorCriticNetwork(nn.Module):
                 _init_orthogonal(module, gain=math.sqrt(2.0))
         _init_orthogonal(self.policy, gain=0.01)
         _init_orthogonal(self.value, gain=1.0)
+
+    def arranged_weights(self) -> tuple[Tensor, ...]:
+        """The weights that `forward` takes, as the arithmetic wants them."""
+        return self.body.arranged_weights()
 
     def forward(
         self, packed: Tensor, weights: tuple[Tensor, ...] | None = None
@@ -132,23 +150,22 @@ class QNetwork(nn.Module):
         self.value_hidden = nn.Linear(CONV_FEATURES, FEATURES) if dueling else None
         self.value = nn.Linear(FEATURES, 1) if dueling else None
 
+    def arranged_weights(self) -> tuple[Tensor, ...]:
+        """The weights that `forward` takes, as the arithmetic wants them."""
+        weights = self.body.arranged_weights()
+        if self.value_hidden is None:
+            return weights
+        dtype = self.body.dtype
+        return (*weights, self.value_hidden.weight.to(dtype), self.value_hidden.bias.to(dtype))
+
     def forward(self, packed: Tensor, weights: tuple[Tensor, ...] | None = None) -> Tensor:
         """`[B, 21, 21, 64] uint8` -> action values `[B, A] float32`."""
-        w = self.body.arranged_weights() if weights is None else weights
-        convolved = self.body.convolve(packed, w)
-        q: Tensor = self.q(functional.relu(functional.linear(convolved, w[6], w[7])).float())
-        if self.value is None or self.value_hidden is None:
+        features = self.body(packed, self.arranged_weights() if weights is None else weights)
+        q: Tensor = self.q(features[:, :FEATURES])
+        if self.value is None:
             return q
-        hidden = functional.linear(
-            convolved.float(), _columns_last(self.value_hidden.weight), self.value_hidden.bias
-        )
-        value = self.value(functional.relu(hidden))
+        value: Tensor = self.value(features[:, FEATURES:])
         return value + q - q.mean(dim=1, keepdim=True)
-
-
-def _columns_last(weight: Tensor) -> Tensor:
-    """A linear layer's columns in the order in which `convolve` leaves its features."""
-    return weight.view(FEATURES, 64, 7, 7).permute(0, 2, 3, 1).reshape(FEATURES, CONV_FEATURES)
 
 
 def _init_orthogonal(layer: nn.Conv2d | nn.Linear, *, gain: float) -> None:

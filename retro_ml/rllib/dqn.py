@@ -12,6 +12,7 @@ unless the preset says otherwise; several games play at once, with weights up to
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ from retro_ml.rllib.replay_segments import ReplaySegments
 REPLAY_SEEDS = 4
 """First word of the key from which the generator of replay draws is derived."""
 DISCOUNTS = "discounts"
-ROWS = "rows"
+NEXT_Q = "next_q"
+"""The target network's action values of the next observations, `[B, A] float32`."""
 
 
 class DQNConfig(AtariConfigMixin, rllib_dqn.DQNConfig):
@@ -183,7 +185,7 @@ class DQNLearner(AtariLearner):
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Adam on the network; the target network has no gradients."""
         parameters = [p for p in self.get_parameters(self._module[module_id]) if p.requires_grad]
-        optimizer = torch.optim.Adam(parameters, lr=1.0, eps=config.adam_eps)
+        optimizer = torch.optim.Adam(parameters, lr=1.0, eps=config.adam_eps, fused=True)
         self.register_optimizer(
             module_id=module_id, optimizer=optimizer, params=parameters, lr_or_lr_schedule=config.lr
         )
@@ -196,7 +198,7 @@ class DQNLearner(AtariLearner):
         q = fwd_out[Columns.ACTION_DIST_INPUTS]
         chosen = q.gather(-1, batch[Columns.ACTIONS].long().unsqueeze(-1)).squeeze(-1)
         with torch.no_grad():
-            next_q = module.target_network(batch[Columns.NEXT_OBS])
+            next_q = batch[NEXT_Q]
             if config.double_q:
                 best = module.network(batch[Columns.NEXT_OBS]).argmax(dim=-1, keepdim=True)
                 next_value = next_q.gather(-1, best).squeeze(-1)
@@ -213,6 +215,18 @@ class DQNLearner(AtariLearner):
         loss = losses.mean()
         self.record(loss=loss, q_mean=chosen.mean())
         return loss
+
+    def _minibatches(
+        self, columns: dict[str, Tensor], count: int, size: int, epochs: int, shuffle: bool
+    ) -> Iterator[MultiAgentBatch]:
+        # The target network stays as it is for all batches of a round: one forward pass for all.
+        target = self.module[DEFAULT_MODULE_ID].unwrapped().target_network
+        with torch.no_grad():
+            next_q = target(columns[Columns.NEXT_OBS])
+        columns = {**columns, NEXT_Q: next_q}
+        if not self.config.double_q:
+            del columns[Columns.NEXT_OBS]
+        return super()._minibatches(columns, count, size, epochs, shuffle)
 
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
         """Copies the network to the target each time enough agent steps have passed."""

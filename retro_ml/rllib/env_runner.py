@@ -21,8 +21,10 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from retro_ml.core.experiments.seeds import derive_seed
-from retro_ml.envs.atari import AtariGames, GameSettings, Step
+from retro_ml.envs.atari import GameSettings, Step
 from retro_ml.envs.frames import FRAME_CHANNELS, PACKED_FRAME_SHAPE, PACKED_STACK_SHAPE, push_frames
+from retro_ml.envs.game_groups import GameGroups
+from retro_ml.rllib.module import Actor
 from retro_ml.rllib.rollout import HISTORY, Rollout
 
 ACTION_SEEDS = 2
@@ -37,7 +39,7 @@ class AtariEnvRunner(SingleAgentEnvRunner):
     as `[[agent_steps, epsilon], [agent_steps, epsilon]]`, linear between.
     """
 
-    env: Any  # AtariGames; None before `make_env`
+    env: Any  # GameGroups; None before `make_env`
 
     def make_env(self) -> None:
         """Builds the games of this runner; they start with the first sample."""
@@ -47,7 +49,7 @@ class AtariEnvRunner(SingleAgentEnvRunner):
         self.num_envs = self.config.num_envs_per_env_runner
         runner = max((self.worker_index or 0) - 1, 0)
         seed = self.config.seed or 0
-        self.env = AtariGames(
+        self.env = GameGroups(
             GameSettings(**env_config["settings"]),
             num_games=self.num_envs,
             num_threads=env_config["num_threads"],
@@ -57,6 +59,7 @@ class AtariEnvRunner(SingleAgentEnvRunner):
         self._clip_rewards = env_config["clip_rewards"]
         self._terminal_on_life_loss = env_config["terminal_on_life_loss"]
         self._exploration = env_config["exploration"]
+        self._has_values = self._exploration == "softmax"
         self._rng = np.random.default_rng(derive_seed(seed, ACTION_SEEDS, runner))
         self._stacks = np.zeros((self.num_envs, *PACKED_STACK_SHAPE), np.uint8)
         self._ages = np.zeros(self.num_envs, np.uint8)
@@ -125,15 +128,38 @@ class AtariEnvRunner(SingleAgentEnvRunner):
         )
 
     def _start(self) -> None:
-        first = self.env.reset()
-        everyone = np.ones(self.num_envs, np.bool_)
-        push_frames(np.zeros_like(self._stacks), first, everyone, self._stacks)
+        push_frames(self._stacks, self.env.reset(), np.ones(self.num_envs, np.bool_))
         self._ages[:] = 0
         self._needs_initial_reset = False
 
     def _play(self, steps: int, explore: bool, random_actions: bool) -> Rollout:
-        games, num_actions = self.num_envs, int(self.env.single_action_space.n)
+        rollout = self._build_rollout(steps)
+        frames_before = self.env.frames_played
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.env.network_threads)
         actor = self.module.build_actor()
+        for t in range(steps):
+            for games, part in zip(self.env.groups, self.env.parts, strict=True):
+                if t:
+                    self._take(rollout, t - 1, games.receive(), part, actor)
+                scores, values = actor(torch.from_numpy(self._stacks[part]))
+                rollout.scores[t, part] = scores.numpy()
+                if values is not None:
+                    rollout.values[t, part] = values.numpy()
+                actions = self._choose(rollout.scores[t, part], t, explore, random_actions)
+                rollout.actions[t, part] = actions
+                games.send(actions)
+        for games, part in zip(self.env.groups, self.env.parts, strict=True):
+            self._take(rollout, steps - 1, games.receive(), part, actor)
+            if len(rollout.values):
+                last = actor(torch.from_numpy(self._stacks[part]))[1]
+                rollout.values[steps, part] = last.numpy()
+        torch.set_num_threads(threads)
+        rollout.frames_played = self.env.frames_played - frames_before
+        return rollout
+
+    def _build_rollout(self, steps: int) -> Rollout:
+        games, num_actions = self.num_envs, int(self.env.single_action_space.n)
         frames = np.empty((HISTORY + steps + 1, games, *PACKED_FRAME_SHAPE), np.uint8)
         for row in range(HISTORY + 1):
             frames[row] = self._stacks[..., row * FRAME_CHANNELS : (row + 1) * FRAME_CHANNELS]
@@ -142,36 +168,13 @@ class AtariEnvRunner(SingleAgentEnvRunner):
             ages=np.empty((steps + 1, games), np.uint8),
             actions=np.empty((steps, games), np.int64),
             scores=np.empty((steps, games, num_actions), np.float32),
-            values=np.empty((steps + 1, games), np.float32),
+            values=np.empty((steps + 1 if self._has_values else 0, games), np.float32),
             rewards=np.empty((steps, games), np.float32),
             terminated=np.empty((steps, games), np.bool_),
             truncated=np.empty((steps, games), np.bool_),
             final_values=np.zeros((steps, games), np.float32),
         )
         rollout.ages[0] = self._ages
-        frames_before = self.env.frames_played
-        other = np.empty_like(self._stacks)
-        values: torch.Tensor | None = None
-        for t in range(steps):
-            scores, values = actor(torch.from_numpy(self._stacks))
-            rollout.scores[t] = scores.numpy()
-            if values is not None:
-                rollout.values[t] = values.numpy()
-            rollout.actions[t] = self._choose(rollout.scores[t], t, explore, random_actions)
-            step = self.env.step(rollout.actions[t])
-            self._record(rollout, t, step, actor)
-            push_frames(self._stacks, step.frames, step.started, other)
-            self._stacks, other = other, self._stacks
-            self._ages = np.where(step.started, 0, np.minimum(self._ages + 1, HISTORY)).astype(
-                np.uint8
-            )
-            rollout.frames[HISTORY + t + 1] = step.frames
-            rollout.ages[t + 1] = self._ages
-        if values is None:
-            rollout.values = np.empty((0, games), np.float32)
-        else:
-            rollout.values[steps] = actor(torch.from_numpy(self._stacks))[1].numpy()
-        rollout.frames_played = self.env.frames_played - frames_before
         return rollout
 
     def _choose(
@@ -196,16 +199,23 @@ class AtariEnvRunner(SingleAgentEnvRunner):
         played = self.num_env_steps_sampled_lifetime + t * self.num_envs * max(self.num_workers, 1)
         return float(np.interp(played, [start, end], [high, low]))
 
-    def _record(self, rollout: Rollout, t: int, step: Step, actor: Any) -> None:
-        rollout.rewards[t] = np.sign(step.rewards) if self._clip_rewards else step.rewards
+    def _take(self, rollout: Rollout, t: int, step: Step, part: slice, actor: Actor) -> None:
+        """Notes what step `t` gave one group, and moves its stacks on."""
+        rollout.rewards[t, part] = np.sign(step.rewards) if self._clip_rewards else step.rewards
         ended_life = step.life_lost if self._terminal_on_life_loss else False
-        rollout.terminated[t] = step.terminated | ended_life
-        rollout.truncated[t] = step.truncated
-        for game, frame in step.final_frames.items():
+        rollout.terminated[t, part] = step.terminated | ended_life
+        rollout.truncated[t, part] = step.truncated
+        stacks = self._stacks[part]
+        for index, frame in step.final_frames.items():
+            game = part.start + index
             rollout.final_frames[t, game] = frame
-            last = np.concatenate([self._stacks[game, ..., FRAME_CHANNELS:], frame], axis=-1)
+            last = np.concatenate([stacks[index, ..., FRAME_CHANNELS:], frame], axis=-1)
             values = actor(torch.from_numpy(last[None]))[1]
             if values is not None:
                 rollout.final_values[t, game] = float(values[0])
         played = (t + 1) * self.num_envs
         rollout.finished.extend((played, game) for _, game in step.finished)
+        push_frames(stacks, step.frames, step.started)
+        ages = np.where(step.started, 0, np.minimum(self._ages[part] + 1, HISTORY))
+        self._ages[part] = rollout.ages[t + 1, part] = ages
+        rollout.frames[HISTORY + t + 1, part] = step.frames

@@ -8,11 +8,12 @@ RLlib's TorchLearner computes and applies gradients. Changed here, and why:
 - *Statistics.* Collected as tensors over all minibatches, averaged and handed to RLlib's
   MetricsLogger once per `update()`.
 - *Gradients that are not finite* end the trial: a network with NaN in it trains on for hours and
-  learns nothing.
+  learns nothing. They are looked for in the global norm, which clipping needs anyway.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +27,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
 from retro_ml.core.experiments.seeds import derive_seed
+from retro_ml.rllib.machine import keep_freed_memory
 
 SHUFFLE_SEEDS = 3
 """First word of the key from which the generators of minibatches are derived."""
@@ -37,6 +39,7 @@ class AtariLearner(TorchLearner):
     def build(self) -> None:
         """Builds module and optimizer, and the generator that shuffles minibatches."""
         super().build()
+        keep_freed_memory()
         self._shuffles = torch.Generator()
         self._shuffles.manual_seed(
             derive_seed(self.config.seed or 0, SHUFFLE_SEEDS, self._learner_index)
@@ -64,17 +67,24 @@ class AtariLearner(TorchLearner):
         for name, value in statistics.items():
             self._statistics[name].append(value.detach())
 
-    def apply_gradients(self, gradients_dict: dict[Any, Tensor]) -> None:
-        """Steps the optimizer.
+    def postprocess_gradients(self, gradients_dict: dict[Any, Tensor]) -> dict[Any, Tensor]:
+        """Clips the gradients by their global norm.
 
         Raises:
             FloatingPointError: a gradient is not finite.
         """
-        norms = torch._foreach_norm(list(gradients_dict.values()))
-        if not torch.isfinite(torch.stack(norms)).all():
+        gradients = list(gradients_dict.values())
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(norm):
             raise FloatingPointError(
                 "a gradient is not finite; lower the learning rate or use precision fp32"
             )
+        if self.config.grad_clip is not None and norm > self.config.grad_clip:
+            torch._foreach_mul_(gradients, self.config.grad_clip / norm)
+        return gradients_dict
+
+    def apply_gradients(self, gradients_dict: dict[Any, Tensor]) -> None:
+        """Steps the optimizer."""
         for parameter, gradient in gradients_dict.items():
             parameter.grad = gradient
         self.get_optimizer(DEFAULT_MODULE_ID).step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -28,6 +29,19 @@ def count_free_memory() -> int:
     if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
         free = min(free, max(int(limit.read_text()) - int(used.read_text()), 0))
     return free
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc's malloc reuse large blocks instead of handing each one back to the kernel.
+
+    An update frees and asks for the same tens of megabytes over and over; fetched from the kernel
+    each time, every page of them costs a fault (a tenth of an update of 32). Without glibc nothing
+    is done. The numbers are M_TRIM_THRESHOLD and M_MMAP_THRESHOLD (malloc.h).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-1, 2**31 - 1)
+        mallopt(-3, 2**30)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

@@ -44,7 +44,7 @@ class ActorCriticModule(TorchRLModule, ValueFunctionAPI):
     def build_actor(self) -> Actor:
         """The forward pass of a rollout: no gradients, the weights of this moment."""
         with torch.inference_mode():
-            weights = self.network.body.arranged_weights()
+            weights = self.network.arranged_weights()
 
         def act(packed: Tensor) -> tuple[Tensor, Tensor | None]:
             with torch.inference_mode():
@@ -96,7 +96,7 @@ class QModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
     def build_actor(self) -> Actor:
         """The forward pass of a rollout: no gradients, the weights of this moment."""
         with torch.inference_mode():
-            weights = self.network.body.arranged_weights()
+            weights = self.network.arranged_weights()
 
         def act(packed: Tensor) -> tuple[Tensor, Tensor | None]:
             with torch.inference_mode():

@@ -120,7 +120,7 @@ class PPOLearner(AtariLearner, PPOTorchLearner):
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Adam with the epsilon of OpenAI Baselines (RLlib's default cannot be changed)."""
         parameters = self.get_parameters(self._module[module_id])
-        optimizer = torch.optim.Adam(parameters, lr=1.0, eps=config.adam_eps)
+        optimizer = torch.optim.Adam(parameters, lr=1.0, eps=config.adam_eps, fused=True)
         self.register_optimizer(
             module_id=module_id, optimizer=optimizer, params=parameters, lr_or_lr_schedule=config.lr
         )

@@ -221,6 +221,19 @@ def plain_dqn_loss(small: Any, batch: dict[str, Tensor], *, huber: bool, double:
     return torch.stack(losses).mean()
 
 
+def dqn_loss(small: Any, batch: dict[str, Tensor]) -> Tensor:
+    """The learner's own loss of a batch in one piece."""
+    (minibatch,) = small.learner._minibatches(batch, BATCH, BATCH, 1, False)
+    columns = dict(minibatch.policy_batches["default_policy"])
+    loss: Tensor = small.learner.compute_loss_for_module(
+        module_id="default_policy",
+        config=small.config,
+        batch=columns,
+        fwd_out=small.module.forward_train(columns),
+    )
+    return loss
+
+
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("dueling", [False, True])
 @pytest.mark.parametrize("loss", ["huber", "mse"])
@@ -233,12 +246,7 @@ def test_dqn_loss(build_learner: BuildLearner, double: bool, dueling: bool, loss
     expected = plain_dqn_loss(small, batch, huber=loss == "huber", double=double)
     other = plain_dqn_loss(small, batch, huber=loss == "huber", double=not double)
     assert not torch.isclose(expected, other), "double makes no difference on this batch"
-    found = small.learner.compute_loss_for_module(
-        module_id="default_policy",
-        config=small.config,
-        batch=batch,
-        fwd_out=small.module.forward_train(batch),
-    )
+    found = dqn_loss(small, batch)
     torch.testing.assert_close(found, expected)
 
 
@@ -281,12 +289,7 @@ def test_importance_weights_scale_each_rows_loss(build_learner: BuildLearner) ->
     small = build_learner("DQN")
     batch = as_tensors(q_batch())
     weights = torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0])
-    found = small.learner.compute_loss_for_module(
-        module_id="default_policy",
-        config=small.config,
-        batch={**batch, "weights": weights},
-        fwd_out=small.module.forward_train(batch),
-    )
+    found = dqn_loss(small, {**batch, "weights": weights})
     errors = small.learner.take_errors()
     assert errors.shape == (BATCH,)
     assert float(found.detach()) == pytest.approx((abs(errors[0]) - 0.5) / BATCH, rel=1e-5)

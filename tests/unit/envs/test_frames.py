@@ -58,10 +58,9 @@ def test_packing_copies() -> None:
 def test_pushing_moves_on_by_one_and_clears_at_a_start() -> None:
     older = np.stack([flat_frames(1, 2, 3, 4), flat_frames(5, 6, 7, 8)])
     stacks = np.concatenate([older[:, i] for i in range(4)], axis=-1)
-    out = np.full_like(stacks, 99)
-    push_frames(stacks, flat_frames(10, 20), np.array([False, True]), out)
-    assert levels_of(out[0]) == [2, 3, 4, 10]
-    assert levels_of(out[1]) == [0, 0, 0, 20]
+    push_frames(stacks, flat_frames(10, 20), np.array([False, True]))
+    assert levels_of(stacks[0]) == [2, 3, 4, 10]
+    assert levels_of(stacks[1]) == [0, 0, 0, 20]
 
 
 @pytest.mark.parametrize(
@@ -83,9 +82,7 @@ def test_gathered_stacks_equal_pushed_ones(starts: list[bool]) -> None:
     stack = np.zeros((1, *PACKED_STACK_SHAPE), np.uint8)
     age = 0
     for t, start in enumerate(starts):
-        out = np.empty_like(stack)
-        push_frames(stack, frames[t : t + 1], np.array([start]), out)
-        stack = out
+        push_frames(stack, frames[t : t + 1], np.array([start]))
         age = 0 if start else min(age + 1, 3)
         rows = np.maximum(np.arange(t - 3, t + 1), 0)[None]
         gathered = gather_stacks(frames, rows, np.array([age], np.uint8))
