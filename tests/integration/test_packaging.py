@@ -25,6 +25,7 @@ case "$*" in
     "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     *"-m pip install"*) sleep "${{PIP_TAKES_S:-0}}"; exit "${{PIP_EXITS:-0}}" ;;
     "-m retro_ml.run"*) echo "trained: $*" ;;
+    "-P -m benchmarking"*) echo "measured in $PYTHONPATH: $*" ;;
     *) exec "{sys.executable}" "$@" ;;
 esac
 """
@@ -112,6 +113,49 @@ def test_the_tests_need_more_than_training_and_training_keeps_it(checkout: Check
         extras.append(checkout.installs())
 
     assert extras == [[""], ["[test]"], [], []]
+
+
+def test_the_benchmark_finds_its_modules_wherever_it_is_called(checkout: Checkout) -> None:
+    _, out, _ = checkout.run("benchmark", "--out", "a  b")
+
+    assert out == f"measured in {checkout.folder}/scripts: -P -m benchmarking --out a  b\n"
+    assert checkout.installs() == ["[bench]"]
+
+
+@pytest.mark.parametrize(
+    ("scripts", "expected"),
+    [
+        (("test", "benchmark"), [["[test]"], ["[test,bench]"]]),
+        (("benchmark", "test"), [["[bench]"], ["[bench,test]"]]),
+    ],
+)
+def test_tests_and_benchmark_do_not_undo_one_another(
+    checkout: Checkout, scripts: tuple[str, str], expected: list[list[str]]
+) -> None:
+    extras = []
+    for script in scripts:
+        checkout.run(script, "--version")
+        extras.append(checkout.installs())
+    for script in ("train", *scripts):
+        checkout.run(script, "--version")
+
+    assert extras == expected
+    assert checkout.installs() == []
+    with open(checkout.folder / "pyproject.toml", "a") as file:
+        file.write("# changed\n")
+    checkout.run("train")
+    assert checkout.installs() == expected[1]
+
+
+def test_a_failed_extra_leaves_the_other_one(checkout: Checkout) -> None:
+    checkout.run("test", "--version")
+
+    failed = checkout.run("benchmark", PIP_EXITS="1")
+    checkout.installs()
+    checkout.run("test", "--version")
+
+    assert failed[0] == 3
+    assert checkout.installs() == []
 
 
 def test_a_change_of_pyproject_installs_again_with_the_same_extra(checkout: Checkout) -> None:
@@ -226,11 +270,15 @@ def test_python3_serves_when_it_is_3_11(checkout: Checkout) -> None:
 
 
 def test_every_dependency_is_bounded_above_and_below_and_present() -> None:
-    declared = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
-    for requirement in map(Requirement, declared):
+    extras = PROJECT["optional-dependencies"]
+    present = [*PROJECT["dependencies"], *extras["test"]]
+    # The tests do without what only the benchmark needs.
+    for line in {*present, *extras["bench"]}:
+        requirement = Requirement(line)
         operators = {specifier.operator for specifier in requirement.specifier}
         assert operators in ({">=", "<"}, {"=="}), requirement
-        assert requirement.specifier.contains(version(requirement.name)), requirement
+        if line in present:
+            assert requirement.specifier.contains(version(requirement.name)), requirement
 
 
 def test_what_is_installed_is_this_checkout() -> None:

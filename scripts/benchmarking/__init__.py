@@ -1,0 +1,1 @@
+"""What `scripts/benchmark` runs: retro_ml beside others, measured from outside."""
