@@ -48,6 +48,10 @@ class AtariConfigMixin:
         super().__init__(algo_class=algo_class)  # type: ignore[call-arg]
         self.experiment: dict[str, Any] = {}
         """The ExperimentConfig as JSON: the one source of every value here."""
+        self.run_seed = 0
+        """The run's seed. RLlib's own, `seed`, stays None: with it RLlib turns on PyTorch's
+        deterministic mode, in which each new tensor is filled with NaN before it is written to
+        (a tenth of an update), and whose import takes seconds. Nothing here needs it on a CPU."""
         self.restore_from: str | None = None
         """A checkpoint folder that the trial starts from."""
         self.checkpoints_dir: str | None = None

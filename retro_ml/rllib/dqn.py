@@ -96,7 +96,7 @@ class DQN(AtariAlgorithm, rllib_dqn.DQN):
             else None
         )
         self._segments = ReplaySegments()
-        self._draws = np.random.default_rng(derive_seed(self.config.seed or 0, REPLAY_SEEDS))
+        self._draws = np.random.default_rng(derive_seed(self.config.run_seed, REPLAY_SEEDS))
         self._owed_steps = 0
         super().setup(config)
 

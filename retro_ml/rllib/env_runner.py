@@ -48,7 +48,7 @@ class AtariEnvRunner(SingleAgentEnvRunner):
         env_config = dict(self.config.env_config)
         self.num_envs = self.config.num_envs_per_env_runner
         runner = max((self.worker_index or 0) - 1, 0)
-        seed = self.config.seed or 0
+        seed = self.config.run_seed
         self.env = GameGroups(
             GameSettings(**env_config["settings"]),
             num_games=self.num_envs,

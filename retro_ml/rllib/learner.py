@@ -13,6 +13,7 @@ RLlib's TorchLearner computes and applies gradients. Changed here, and why:
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import defaultdict
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 from torch import Tensor
 
 from retro_ml.core.experiments.seeds import derive_seed
-from retro_ml.rllib.machine import keep_freed_memory
+from retro_ml.rllib.machine import keep_freed_memory, leave_compiler_out
 
 SHUFFLE_SEEDS = 3
 """First word of the key from which the generators of minibatches are derived."""
@@ -37,12 +38,17 @@ class AtariLearner(TorchLearner):
     """Base of the Learners; subclasses give the optimizer and the loss."""
 
     def build(self) -> None:
-        """Builds module and optimizer, and the generator that shuffles minibatches."""
+        """Builds module and optimizer, and the generator that shuffles minibatches.
+
+        PyTorch's own generator decides the module's first weights and nothing after them.
+        """
+        leave_compiler_out()
+        torch.manual_seed(self.config.run_seed)
         super().build()
         keep_freed_memory()
         self._shuffles = torch.Generator()
         self._shuffles.manual_seed(
-            derive_seed(self.config.seed or 0, SHUFFLE_SEEDS, self._learner_index)
+            derive_seed(self.config.run_seed, SHUFFLE_SEEDS, self._learner_index)
         )
         self._statistics: dict[str, list[Tensor]] = defaultdict(list)
 
@@ -87,7 +93,11 @@ class AtariLearner(TorchLearner):
         """Steps the optimizer."""
         for parameter, gradient in gradients_dict.items():
             parameter.grad = gradient
-        self.get_optimizer(DEFAULT_MODULE_ID).step()
+        optimizer = self.get_optimizer(DEFAULT_MODULE_ID)
+        # Without the wrappers that PyTorch puts around it, the outermost of which imports the
+        # compiler; the others call hooks, of which there are none, and turn gradients off.
+        with torch.no_grad():
+            inspect.unwrap(type(optimizer).step)(optimizer)
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """RLlib's state and the generator's."""

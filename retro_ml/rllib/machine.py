@@ -44,6 +44,19 @@ def keep_freed_memory() -> None:
         mallopt(-3, 2**30)
 
 
+def leave_compiler_out() -> None:
+    """Keeps PyTorch's optimizers from importing its compiler, which nothing here uses.
+
+    They are marked as not to be compiled by a wrapper whose first call imports torch._dynamo for
+    it: two to three seconds at every start. It remembers its answer on the function it wraps
+    (torch/_compile.py, 2.8 to 2.13); where a release does it otherwise, this changes nothing.
+    """
+    for member in vars(torch.optim.Optimizer).values():
+        wrapped = getattr(member, "__wrapped__", None)
+        if wrapped is not None:
+            setattr(wrapped, "__dynamo_disable", wrapped)
+
+
 def resolve_precision(precision: str, device: torch.device) -> str:
     """`"auto"` becomes `"bf16"` where the device has it in hardware, else `"fp32"`."""
     if precision != "auto":

@@ -49,10 +49,11 @@ def translate(
     )
     translated.resources(num_cpus_for_main_process=cpus)
     translated.framework("torch")
-    translated.debugging(seed=config.seed, log_level="WARN")
+    translated.debugging(log_level="WARN")
     translated.fault_tolerance(restart_failed_env_runners=True)
     translated.rl_module(model_config=_model_config(config, gpus))
     translated.experiment = config.model_dump(mode="json")
+    translated.run_seed = config.seed
     translated.torch_threads = cpus
     return translated
 

@@ -59,8 +59,8 @@ FULL = Effort(
     floor_s=3.0,
     long_s=300.0,
     replay_size=1_000_000,
-    rows=100_000,
-    games=1_000_000,
+    rows=50_000,
+    games=500_000,
 )
 QUICK = Effort(
     repetitions=1,
@@ -73,7 +73,7 @@ QUICK = Effort(
     long_s=60.0,
     replay_size=200_000,
     rows=20_000,
-    games=100_000,
+    games=50_000,
 )
 
 

@@ -9,15 +9,21 @@ import io
 import json
 import logging
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import date, datetime
+from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically, rewrite_lines
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent
 
 logger = logging.getLogger("retro_ml.artifacts")
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +69,21 @@ _ALWAYS = {
     EventType.EPISODE_FINISHED.value: {"step", "reward", "length", "frames"},
     EventType.RUN_COMPLETED.value: {"step", "reward", "games", "time_total_s", "state"},
 }
-ROW_TYPES = frozenset(_ALWAYS)
 DATA_COLUMN_NAMES = frozenset(column.name for column in COLUMNS[2:])
+
+_PLAIN_TEXT = re.compile(r"[A-Za-z0-9_:.+-]*")
+# Cells that JSON spells the same. With so few digits and so short an exponent no number leaves the
+# range of a float; a line that does not match is parsed and told anew.
+_JSON_CELLS = {
+    str: rb"([A-Za-z0-9_:.+-]*)",
+    int: rb"([1-9][0-9]{0,17}|0|)",
+    float: rb"(-?(?:[1-9][0-9]{0,15}|0)\.[0-9]{1,20}|-?[1-9](?:\.[0-9]{1,16})?e-[0-9]{2}|)",
+}
+_JSON_LINE = re.compile(
+    b"(" + "|".join(_ALWAYS).encode() + b"),"
+    + b",".join(_JSON_CELLS[column.kind] for column in COLUMNS[1:]) + b"\n"
+)  # fmt: skip
+_COLUMN_NAMES = [column.name for column in COLUMNS]
 
 
 def build_header() -> bytes:
@@ -77,8 +96,21 @@ def build_row(event: MetricEvent) -> bytes:
 
     Raises ValueError for a value that does not fit its column.
     """
-    values = {**event.data, **event.to_dict(), "type": event.event_type.value}
-    return _line([_cell(column, values.get(column.name)) for column in COLUMNS])
+    data = event.data
+    timestamp = _iso_8601(event.timestamp)
+    plan = _build_row_template(tuple(data), tuple(map(type, data.values())))
+    if plan is not None:
+        template, pick = plan
+        values = pick(data)
+        try:
+            # One NaN or infinity spoils the sum; so may numbers too large, which does no harm.
+            if math.isfinite(sum(values)):
+                return (template % (event.event_type.value, timestamp, *values)).encode()
+        except OverflowError:
+            pass
+    given = {**data, "type": event.event_type.value, "timestamp": timestamp}
+    cells = [_cell(column, given.get(column.name)) for column in COLUMNS]
+    return (",".join(cells) + "\n").encode()
 
 
 def read_rows(csv_path: Path) -> Iterator[dict[str, Any]]:
@@ -87,15 +119,7 @@ def read_rows(csv_path: Path) -> Iterator[dict[str, Any]]:
     A last line torn by a kill is left out, so a file being written can be read at any time.
     Raises ArtifactError for a damaged line.
     """
-    with open(csv_path, "rb") as file:
-        header = _cells(file.readline())
-        for number, line in enumerate(file, start=2):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield _row(dict(zip(header, _cells(line), strict=True)))
-            except ValueError as error:
-                raise ArtifactError(f"{csv_path} line {number} is damaged: {error}") from error
+    return _read_lines(csv_path, _row)
 
 
 def cut_rows(csv_path: Path, *, after_step: int) -> None:
@@ -113,13 +137,15 @@ def cut_rows(csv_path: Path, *, after_step: int) -> None:
             header = _cells(line)
             return build_header()
         try:
-            cells = dict(zip(header, _cells(line), strict=True))
-            row = _row(cells)
+            row = _row(header, line)
             kept = 0 < after_step >= row["step"] and row["type"] != EventType.RUN_COMPLETED.value
         except (ValueError, KeyError):
             damaged += 1
             return None
-        return _line([cells.get(column.name, "") for column in COLUMNS]) if kept else None
+        if not kept:
+            return None
+        cells = dict(zip(header, _cells(line), strict=True))
+        return _line([cells.get(column.name, "") for column in COLUMNS])
 
     rewrite_lines(csv_path, keep)
     if damaged:
@@ -133,28 +159,75 @@ def save_metrics_json(csv_path: Path, json_path: Path, *, head: dict[str, Any]) 
         opening = json.dumps({**head, "metrics": []}, allow_nan=False).removesuffix("]}")
         file.write(opening.encode())
         separator = b"\n"
-        for row in read_rows(csv_path):
-            file.write(separator + json.dumps(row, allow_nan=False).encode())
+        for text in _read_lines(csv_path, _row_json):
+            file.write(separator + text)
             separator = b",\n"
         file.write(b"\n]}\n")
 
     replace_atomically(json_path, write)
 
 
+@lru_cache(maxsize=64)
+def _build_row_template(
+    names: tuple[str, ...], types: tuple[type, ...]
+) -> tuple[str, Callable[[dict[str, Any]], tuple[Any, ...]]] | None:
+    """A template for data with those keys, and what picks the values for it.
+
+    None unless every value is None or a number of exactly its column's type, whose repr is then
+    its cell.
+    """
+    given = {name: kind for name, kind in zip(names, types, strict=True) if kind is not type(None)}
+    columns = [column for column in COLUMNS[2:] if column.name in given]
+    numbers = all(column.kind is given[column.name] is not str for column in columns)
+    if not numbers or len(columns) < 2:  # itemgetter makes a tuple of two and more
+        return None
+    cells = ["%s", "%s", *("%r" if column in columns else "" for column in COLUMNS[2:])]
+    return ",".join(cells) + "\n", itemgetter(*(column.name for column in columns))
+
+
+def _iso_8601(moment: datetime) -> str:
+    """As isoformat tells a UTC time, with microseconds."""
+    start = _in_whole_seconds(moment.date(), moment.hour, moment.minute, moment.second)
+    return f"{start}.{moment.microsecond:06}+00:00"
+
+
+@lru_cache(maxsize=4)  # rows that come fast share their second
+def _in_whole_seconds(day: date, hour: int, minute: int, second: int) -> str:
+    return f"{day.isoformat()}T{hour:02}:{minute:02}:{second:02}"
+
+
 def _cell(column: Column, value: Any) -> str:
     if value is None:
         return ""
     if column.kind is str:
-        return str(value)
-    number = float(value)
-    if column.kind is float:
-        return repr(number) if math.isfinite(number) else ""
-    if int(value) != value:
+        text = str(value)
+        return text if _PLAIN_TEXT.fullmatch(text) else _line([text])[:-1].decode()
+    try:
+        number = float(value)
+        if column.kind is float:
+            return repr(number) if math.isfinite(number) else ""
+        whole = int(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{column.name}: {value!r} -> a number") from error
+    if whole != value:
         raise ValueError(f"{column.name}: {value!r} -> a whole number")
-    return str(int(value))
+    return str(whole)
 
 
-def _row(cells: dict[str, str]) -> dict[str, Any]:
+def _read_lines(csv_path: Path, convert: Callable[[list[str], bytes], _T]) -> Iterator[_T]:
+    with open(csv_path, "rb") as file:
+        header = _cells(file.readline())
+        for number, line in enumerate(file, start=2):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield convert(header, line)
+            except ValueError as error:
+                raise ArtifactError(f"{csv_path} line {number} is damaged: {error}") from error
+
+
+def _row(header: list[str], line: bytes) -> dict[str, Any]:
+    cells = dict(zip(header, _cells(line), strict=True))
     row_type = cells.get("type", "")
     if row_type not in _ALWAYS:
         raise ValueError(f"type {row_type!r}")
@@ -165,6 +238,27 @@ def _row(cells: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def _row_json(header: list[str], line: bytes) -> bytes:
+    """What json.dumps makes of the row, from the cells' own text where that is the same."""
+    match = _JSON_LINE.fullmatch(line) if header == _COLUMN_NAMES else None
+    if match is None:
+        return json.dumps(_row(header, line), allow_nan=False).encode()
+    cells = match.groups()
+    return _build_json_template(cells[0], tuple(map(bool, cells))) % tuple(filter(None, cells))
+
+
+@lru_cache(maxsize=64)
+def _build_json_template(row_type: bytes, present: tuple[bool, ...]) -> bytes:
+    """A row's JSON with a place for each cell that is not empty."""
+    always = _ALWAYS[row_type.decode()]
+    places = [
+        f'"{column.name}": ' + (('"%b"' if column.kind is str else "%b") if there else "null")
+        for column, there in zip(COLUMNS, present, strict=True)
+        if there or column.name in always
+    ]
+    return ("{" + ", ".join(places) + "}").encode()
+
+
 def _line(cells: list[str]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(cells)
@@ -172,4 +266,7 @@ def _line(cells: list[str]) -> bytes:
 
 
 def _cells(line: bytes) -> list[str]:
-    return next(csv.reader([line.decode()]), [])
+    try:
+        return next(csv.reader([line.decode()]), [])
+    except csv.Error as error:
+        raise ValueError(error) from error

@@ -28,6 +28,7 @@ class RunWriter(ABC):
         self._config = config
         self._bus: MetricEventBus | None = None
         self._lock = threading.RLock()
+        self._folder_made = False
 
     def attach(self, bus: MetricEventBus) -> Self:
         """Subscribe to every event of the bus, until `close`."""
@@ -60,7 +61,8 @@ class RunWriter(ABC):
             if self._ends_at_error and self.error is not None:
                 return
             try:
-                self._make_folder()
+                if not self._folder_made:
+                    self._make_folder()
                 self._take(event)
             except Exception as error:
                 self.error = self.error or error
@@ -82,6 +84,7 @@ class RunWriter(ABC):
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ArtifactError.from_os_error(error, folder) from error
+        self._folder_made = True
 
 
 def plain(value: Any) -> Any:

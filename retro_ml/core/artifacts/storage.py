@@ -19,6 +19,7 @@ _REMEDIES = {
     errno.EPERM: "make it writable, or choose another --output-dir",
 }
 _TAIL_BLOCK_BYTES = 64 * 1024
+_MAX_WAITING_BYTES = 64 * 1024
 
 
 class ArtifactError(Exception):
@@ -56,11 +57,11 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 class AppendFile:
-    """A file of lines that only grows; each line is handed to the system whole and at once.
+    """A file of lines that only grows; lines are handed to the system whole.
 
-    A killed process therefore loses no line that `append` returned from; `sync` makes them
-    outlive a power failure too. A last line torn by an earlier end is dropped when opening.
-    Raises ArtifactError from every method.
+    A killed process loses no line but those that were allowed to wait and that nothing followed;
+    `sync` makes them outlive a power failure too. A last line torn by an earlier end is dropped
+    when opening. Raises ArtifactError from every method.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,32 +69,51 @@ class AppendFile:
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             self._end_bytes = self._drop_torn_line()
-            self._synced = False
         except OSError as error:
             raise ArtifactError.from_os_error(error, path) from error
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self._synced = False
 
     @property
     def size_bytes(self) -> int:
-        """Length of the file, whole lines all of it."""
-        return self._end_bytes
+        """Length of the file, whole lines all of it, those that wait included."""
+        return self._end_bytes + self._waiting_bytes
 
-    def append(self, line: bytes) -> None:
-        """Add one line, its newline included; all of it or, when that fails, nothing."""
+    def append(self, line: bytes, *, may_wait: bool = False) -> None:
+        """Add one line, its newline included, and hand it over with those that wait.
+
+        With `may_wait` it stays in memory until a line that may not, `flush`, `sync`, `close`, or
+        until 64 KiB wait.
+        """
+        self._waiting.append(line)
+        self._waiting_bytes += len(line)
+        if not may_wait or self._waiting_bytes >= _MAX_WAITING_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand the waiting lines to the system; all of them or, when that fails, none: they go."""
+        if not self._waiting:
+            return
+        lines = b"".join(self._waiting)
+        self._waiting.clear()
+        self._waiting_bytes = 0
         self._synced = False
         try:
-            written_bytes = 0
-            while written_bytes < len(line):
+            written_bytes = os.pwrite(self._descriptor, lines, self._end_bytes)
+            while written_bytes < len(lines):
                 position = self._end_bytes + written_bytes
-                written_bytes += os.pwrite(self._descriptor, line[written_bytes:], position)
+                written_bytes += os.pwrite(self._descriptor, lines[written_bytes:], position)
         except OSError as error:
             # Where even this fails the part stays, as a torn line that the next opening drops.
             with suppress(OSError):
                 os.ftruncate(self._descriptor, self._end_bytes)
             raise ArtifactError.from_os_error(error, self._path) from error
-        self._end_bytes += len(line)
+        self._end_bytes += len(lines)
 
     def sync(self) -> None:
-        """Wait until all lines are on the disk."""
+        """Hand over the lines that wait, and wait until all are on the disk."""
+        self.flush()
         if self._synced:
             return
         try:

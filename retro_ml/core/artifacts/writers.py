@@ -18,7 +18,6 @@ import safetensors.numpy
 from retro_ml.core.artifacts.checkpoint_files import CheckpointError, load_manifest
 from retro_ml.core.artifacts.metrics_file import (
     DATA_COLUMN_NAMES,
-    ROW_TYPES,
     build_header,
     build_row,
     cut_rows,
@@ -38,7 +37,11 @@ __all__ = ["LogWriter", "MetricsWriter", "ModelWriter", "StatusWriter", "build_w
 logger = logging.getLogger("retro_ml.artifacts")
 run_logger = logging.getLogger("retro_ml.run")
 
+_LEVELS = {EventType.ERROR: logging.ERROR, EventType.EPISODE_FINISHED: logging.DEBUG}
 _SYNC_INTERVAL_S = 1.0
+# What `plain` leaves as it is, NaN and infinity apart.
+_PLAIN_TYPES = frozenset((str, int, float, bool, type(None)))
+_encode = json.JSONEncoder(allow_nan=False).encode
 # metrics.json is rewritten whole: growing by a quarter each time, a run of any length writes it
 # five times over in all.
 _FIRST_JSON_AFTER_S = 2.0
@@ -65,7 +68,12 @@ class _LinesWriter(RunWriter):
     def _open(self) -> AppendFile:
         if self._lines is None:
             self._lines = AppendFile(self._path)
+            if self._lines.size_bytes == 0:
+                self._begin_file(self._lines)
         return self._lines
+
+    def _begin_file(self, lines: AppendFile) -> None:
+        """Write what an empty file begins with."""
 
     def _reopen_cut(self, *, after_step: int) -> None:
         self._end()
@@ -73,17 +81,20 @@ class _LinesWriter(RunWriter):
             self._cut(after_step=after_step)
         self._open()
 
+    def _append(self, event: MetricEvent, line: bytes) -> None:
+        """Finished games may wait for the next other event, or for the second's sync."""
+        self._open().append(line, may_wait=event.event_type is EventType.EPISODE_FINISHED)
+
     @abstractmethod
     def _cut(self, *, after_step: int) -> None:
         """Take the lines beyond a step out of the closed file."""
 
     def _sync(self, event: MetricEvent) -> None:
         """Training steps come often and may wait a second; all else is on the disk at once."""
-        elapsed_s = time.monotonic() - self._synced_at_s
-        ordinary = event.event_type in (EventType.TRAINING_STEP, EventType.EPISODE_FINISHED)
-        if not ordinary or elapsed_s >= _SYNC_INTERVAL_S:
-            self._open().sync()
-            self._synced_at_s = time.monotonic()
+        if _is_ordinary(event) and time.monotonic() - self._synced_at_s < _SYNC_INTERVAL_S:
+            return
+        self._open().sync()
+        self._synced_at_s = time.monotonic()
 
     def _end(self) -> None:
         if self._lines is not None:
@@ -96,33 +107,36 @@ class MetricsWriter(_LinesWriter):
 
     def __init__(self, config: "ExperimentConfig") -> None:
         super().__init__(config, config.paths.metrics_csv_path)
+        self._json_path = config.paths.metrics_json_path
         self._unknown_keys: set[str] = set()
         self._json_size_bytes = 0
         self._json_due_s = 0.0
 
     def _take(self, event: MetricEvent) -> None:
-        if event.event_type is EventType.RUN_STARTED:
+        event_type = event.event_type
+        if event_type is EventType.RUN_STARTED:
             self._reopen_cut(after_step=event.data.get("from_step", 0))
             self._save_json(next_after_s=_FIRST_JSON_AFTER_S)
-        if event.event_type.value in ROW_TYPES:
-            self._note_unknown_keys(event)
-            self._open().append(build_row(event))
+        ends = event_type is EventType.RUN_COMPLETED
+        if ends or _is_ordinary(event):
+            if not DATA_COLUMN_NAMES.issuperset(event.data):
+                self._note_unknown_keys(event)
+            self._append(event, build_row(event))
         self._sync(event)
-        if event.event_type in (EventType.RUN_COMPLETED, EventType.ERROR) or self._json_is_due():
+        if ends or event_type is EventType.ERROR or self._json_is_due():
             self._save_json(next_after_s=_JSON_INTERVAL_S)
 
-    def _open(self) -> AppendFile:
-        lines = super()._open()
-        if lines.size_bytes == 0:
-            lines.append(build_header())
-        return lines
+    def _begin_file(self, lines: AppendFile) -> None:
+        lines.append(build_header())
 
     def _cut(self, *, after_step: int) -> None:
         cut_rows(self._path, after_step=after_step)
 
     def _json_is_due(self) -> bool:
-        grown = self._open().size_bytes >= _JSON_GROWTH * self._json_size_bytes
-        return grown and time.monotonic() >= self._json_due_s
+        size_bytes = self._open().size_bytes
+        if size_bytes < _JSON_GROWTH * self._json_size_bytes:
+            return False
+        return time.monotonic() >= self._json_due_s
 
     def _save_json(self, *, next_after_s: float) -> None:
         config = self._config
@@ -132,8 +146,10 @@ class MetricsWriter(_LinesWriter):
             "algorithm": config.algorithm,
             "total_timesteps": config.total_timesteps,
         }
-        save_metrics_json(self._path, config.paths.metrics_json_path, head=head)
-        self._json_size_bytes = self._open().size_bytes
+        lines = self._open()
+        lines.flush()
+        save_metrics_json(self._path, self._json_path, head=head)
+        self._json_size_bytes = lines.size_bytes
         self._json_due_s = time.monotonic() + next_after_s
 
     def _note_unknown_keys(self, event: MetricEvent) -> None:
@@ -146,7 +162,10 @@ class MetricsWriter(_LinesWriter):
 
 
 class LogWriter(_LinesWriter):
-    """events.log, one JSON object a line for every event, and the same in words to logging."""
+    """events.log, one JSON object a line for every event, and the same in words to logging.
+
+    Finished games are told at level DEBUG: there are many, and metrics.csv has them.
+    """
 
     def __init__(self, config: "ExperimentConfig") -> None:
         super().__init__(config, config.paths.events_path)
@@ -154,10 +173,11 @@ class LogWriter(_LinesWriter):
     def _take(self, event: MetricEvent) -> None:
         if event.event_type is EventType.RUN_STARTED:
             self._reopen_cut(after_step=event.data.get("from_step", 0))
-        self._open().append(json.dumps(plain(event.to_dict()), allow_nan=False).encode() + b"\n")
+        self._append(event, _to_json(event).encode() + b"\n")
         self._sync(event)
-        level = logging.ERROR if event.event_type is EventType.ERROR else logging.INFO
-        run_logger.log(level, "%s: %s", event.event_type.value, _in_words(event.data))
+        level = _LEVELS.get(event.event_type, logging.INFO)
+        if run_logger.isEnabledFor(level):
+            run_logger.log(level, "%s: %s", event.event_type.value, _in_words(event.data))
 
     def _cut(self, *, after_step: int) -> None:
         damaged = 0
@@ -186,7 +206,7 @@ class ModelWriter(RunWriter):
 
     def _take(self, event: MetricEvent) -> None:
         if event.event_type is EventType.TRAINING_STEP:
-            self._reward = plain(event.data.get("reward"))
+            self._reward = event.data.get("reward")
         elif event.event_type is EventType.CHECKPOINT_SAVED:
             self._save(event)
 
@@ -208,7 +228,7 @@ class ModelWriter(RunWriter):
             },
             "observation": {"shape": [4, 84, 84], "dtype": "uint8"},
             "agent_steps": event.data["step"],
-            "score": self._reward,
+            "score": plain(self._reward),
             "versions": installed_versions(),
             "created_at": event.to_dict()["timestamp"],
         }
@@ -218,6 +238,24 @@ class ModelWriter(RunWriter):
             config_json=config.model_dump_json(),
             metadata=metadata,
         )
+
+
+def _is_ordinary(event: MetricEvent) -> bool:
+    return (
+        event.event_type is EventType.TRAINING_STEP
+        or event.event_type is EventType.EPISODE_FINISHED
+    )
+
+
+def _to_json(event: MetricEvent) -> str:
+    fields, data = event.to_dict(), event.data
+    # The common case needs no copy made by `plain`. Other types of keys would be spelt otherwise.
+    if _PLAIN_TYPES.issuperset(map(type, data.values())) and {str}.issuperset(map(type, data)):
+        try:
+            return _encode(fields)
+        except ValueError:  # NaN or infinity
+            pass
+    return _encode(plain(fields))
 
 
 def _in_words(data: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """The bus and the writers: `python -m benchmarking.programs.bus --rows 100000 --games 1000000`.
 
-First the bus alone with three subscribers; then all the writers of a run and its log on the bus,
-as the engine puts them there: rows of training until they are on the disk, and memory while games
-are told of.
+First the bus alone with three subscribers; then metrics.csv's writer on the bus, and all the
+writers of a run with its log, as the engine puts them there: rows of training until they are on the
+disk, and memory while games are told of.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarking.processes import read_pss_bytes
 from benchmarking.programs.report_file import ReportFile
-from retro_ml.core.artifacts.writers import build_writers
+from retro_ml.core.artifacts import writers
+from retro_ml.core.artifacts.run_writer import RunWriter
 from retro_ml.core.engine.run_folder import make_run_folder
 from retro_ml.core.engine.run_log import RunLog
 from retro_ml.core.experiments.config import ExperimentConfig
@@ -54,7 +57,9 @@ def main() -> None:
     report = ReportFile()
     report.facts(events_per_s=measure_bus(200_000))
     with tempfile.TemporaryDirectory(dir=os.getcwd()) as folder:
-        report.facts(rows=call.rows, rows_per_s=measure_rows(folder, call.rows))
+        report.facts(rows=call.rows, **measure_metrics_rows(folder, call.rows))
+    with tempfile.TemporaryDirectory(dir=os.getcwd()) as folder:
+        report.facts(all_writers_rows_per_s=measure_rows(folder, call.rows))
     with tempfile.TemporaryDirectory(dir=os.getcwd()) as folder:
         report.facts(**measure_memory(folder, call.games))
 
@@ -74,28 +79,53 @@ def measure_bus(events: int) -> float:
     return events / statistics.median(durations_s)
 
 
+def measure_metrics_rows(folder: str, rows: int) -> dict[str, float]:
+    """Rows per second to metrics.csv, until they are on the disk; metrics.json's seconds apart."""
+    config = build_config(folder, agent_steps=rows)
+    save, json_s = writers.save_metrics_json, 0.0
+
+    def save_timed(*paths: Path, head: dict[str, Any]) -> None:
+        nonlocal json_s
+        began_s = time.perf_counter()
+        save(*paths, head=head)
+        json_s += time.perf_counter() - began_s
+
+    with (
+        mock.patch.object(writers, "save_metrics_json", save_timed),
+        on_bus(config, [writers.MetricsWriter(config)]) as bus,
+    ):
+        took_s = emit_rows(bus, config, rows)
+    expect_lines(config.paths.metrics_csv_path, rows + 2)
+    return {"metrics_rows_per_s": rows / (took_s - json_s), "metrics_json_s": json_s}
+
+
 def measure_rows(folder: str, rows: int) -> float:
     """Rows per second through all writers, from the first event until all is on the disk."""
     config = build_config(folder, agent_steps=rows)
+    with on_bus(config, writers.build_writers(config)) as bus:
+        took_s = emit_rows(bus, config, rows)
+    expect_lines(config.paths.events_path, rows + 2)
+    return rows / took_s
+
+
+def emit_rows(bus: MetricEventBus, config: ExperimentConfig, rows: int) -> float:
+    """Seconds of a run of so many iterations; its last event syncs every file."""
     data = [ROW | {"step": step} for step in range(1, 1_001)]
     events = [build_event(config, EventType.TRAINING_STEP, row) for row in data]
-    with all_writers(config) as bus:
-        began_s = time.perf_counter()
-        bus.emit(build_event(config, EventType.RUN_STARTED, {"from_step": 0}))
-        for number in range(rows):
-            bus.emit(events[number % len(events)])
-        end = {"step": rows, "reward": 1.5, "games": 27, "time_total_s": 1.0, "state": "completed"}
-        bus.emit(build_event(config, EventType.RUN_COMPLETED, end))
-        took_s = time.perf_counter() - began_s
-    expect_lines(config, rows + 2)
-    return rows / took_s
+    began_s = time.perf_counter()
+    bus.emit(build_event(config, EventType.RUN_STARTED, {"from_step": 0}))
+    for number in range(rows):
+        bus.emit(events[number % len(events)])
+    end = {"step": rows, "reward": 1.5, "games": 27, "time_total_s": 1.0, "state": "completed"}
+    bus.emit(build_event(config, EventType.RUN_COMPLETED, end))
+    return time.perf_counter() - began_s
 
 
 def measure_memory(folder: str, games: int) -> dict[str, Any]:
     """PSS after the first 10,000 games and after the last, all writers on the bus."""
     config = build_config(folder, agent_steps=games)
     sizes_bytes = {}
-    with all_writers(config) as bus:
+    with on_bus(config, writers.build_writers(config)) as bus:
         bus.emit(build_event(config, EventType.RUN_STARTED, {"from_step": 0}))
         for number in range(1, games + 1):
             data = {"step": number, "reward": float(number % 40), "length": 300, "frames": 1_200}
@@ -103,7 +133,7 @@ def measure_memory(folder: str, games: int) -> dict[str, Any]:
             if number in (FIRST_GAMES, games):
                 gc.collect()
                 sizes_bytes[number] = read_pss_bytes(os.getpid())
-    expect_lines(config, games + 1)
+    expect_lines(config.paths.events_path, games + 1)
     return {
         "first_games": FIRST_GAMES,
         "games": games,
@@ -130,23 +160,23 @@ def build_event(
 
 
 @contextmanager
-def all_writers(config: ExperimentConfig) -> Iterator[MetricEventBus]:
-    """A bus with all that the engine subscribes, its log too; closed at the end."""
+def on_bus(config: ExperimentConfig, subscribers: list[RunWriter]) -> Iterator[MetricEventBus]:
+    """A bus with those writers, and the run's log taking the loggers; closed at the end."""
     make_run_folder(config)
     bus = MetricEventBus()
     with ExitStack() as stack, RunLog(config.paths.log_path, notice=print):
-        for writer in build_writers(config):
+        for writer in subscribers:
             stack.callback(writer.close)
             writer.attach(bus)
         yield bus
 
 
-def expect_lines(config: ExperimentConfig, lines: int) -> None:
-    """Raises AssertionError unless every event reached events.log."""
-    with open(config.paths.events_path, "rb") as file:
+def expect_lines(path: Path, lines: int) -> None:
+    """Raises AssertionError unless every event reached the file."""
+    with open(path, "rb") as file:
         found = sum(1 for _ in file)
     if found != lines:
-        raise AssertionError(f"events.log has {found} lines instead of {lines}")
+        raise AssertionError(f"{path.name} has {found} lines instead of {lines}")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,6 @@ class SmallLearner:
         spaces = (Box(0, 255, (4, 84, 84), np.uint8), Discrete(NUM_ACTIONS))
         spec = self.config.get_multi_rl_module_spec(spaces={DEFAULT_MODULE_ID: spaces})
         self.learner = self.config.learner_class(config=self.config, module_spec=spec)
-        torch.manual_seed(3)
         self.learner.build()
         self.module = self.learner.module[DEFAULT_MODULE_ID].unwrapped()
 

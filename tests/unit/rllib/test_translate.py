@@ -34,7 +34,8 @@ def assert_values(config: Any, expected: dict[str, Any]) -> None:
 COMMON: dict[str, Any] = {
     "env_runner_cls": AtariEnvRunner,
     "env": "breakout",
-    "seed": 7,
+    "seed": None,
+    "run_seed": 7,
     "num_env_runners": 0,
     "num_learners": 0,
     "num_gpus_per_learner": 0,

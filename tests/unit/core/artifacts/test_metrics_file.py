@@ -1,8 +1,13 @@
 """metrics.csv and metrics.json: rows there and back."""
 
+import csv
+import io
 import json
 import math
+import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,9 +89,106 @@ def test_floats_are_exact_and_never_nan_or_infinite(value: float) -> None:
     assert (float(cell) == value) if math.isfinite(value) else cell == ""
 
 
-def test_a_broken_number_of_steps_is_refused() -> None:
-    with pytest.raises(ValueError, match="step"):
-        row(STEP, step=1.5)
+def values_of(kind: type) -> st.SearchStrategy[Any]:
+    if kind is str:
+        return st.none() | st.just("completed") | st.text(alphabet="ab ,;\"'\n\réΩ", max_size=6)
+    whole = st.integers(-(2**70), 2**70)
+    if kind is int:
+        sizes = st.integers(-(2**63), 2**63 - 1).map(np.int64)
+        return st.none() | whole | sizes | st.booleans() | st.sampled_from([3.0, -0.0, 1e16])
+    narrow = st.floats(width=32).map(np.float32)
+    return st.none() | st.floats() | st.floats().map(np.float64) | narrow | whole | st.booleans()
+
+
+DATA = st.fixed_dictionaries(
+    {}, optional={column.name: values_of(column.kind) for column in COLUMNS[2:]}
+)
+# What a run tells: every value of its column's type.
+PLAIN_DATA = st.fixed_dictionaries(
+    {"step": st.integers(0), "reward": st.none() | st.floats()},
+    optional={
+        column.name: st.floats() if column.kind is float else st.integers()
+        for column in COLUMNS[4:]
+        if column.kind is not str
+    },
+)
+EVENTS = st.builds(
+    MetricEvent,
+    st.sampled_from([STEP, GAME, DONE]),
+    st.just("a"),
+    st.datetimes(timezones=st.just(UTC)),
+    DATA | PLAIN_DATA,
+)
+
+
+def cell_of(kind: type, value: Any) -> str:
+    if value is None:
+        return ""
+    if kind is str:
+        return str(value)
+    if kind is int:
+        return str(int(value))
+    return repr(float(value)) if math.isfinite(value) else ""
+
+
+@given(EVENTS)
+def test_a_row_is_what_the_csv_module_writes(event: MetricEvent) -> None:
+    time = event.timestamp.isoformat(timespec="microseconds")
+    cells = [cell_of(column.kind, event.data.get(column.name)) for column in COLUMNS[2:]]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow([event.event_type.value, time, *cells])
+
+    assert build_row(event) == text.getvalue().encode()
+
+
+@given(st.lists(EVENTS, max_size=3))
+def test_metrics_json_is_what_the_json_module_writes(events: list[MetricEvent]) -> None:
+    lines = [build_row(e) for e in events if str(e.data.get("state")).isprintable()]
+    with tempfile.TemporaryDirectory() as folder:
+        path = file_of(Path(folder), *lines)
+        save_metrics_json(path, Path(folder) / "metrics.json", head={"experiment_id": "a"})
+        written = (Path(folder) / "metrics.json").read_text()
+        rows = [json.dumps(read) for read in read_rows(path)]
+
+    between = "\n" + ",\n".join(rows) if rows else ""
+    assert written == '{"experiment_id": "a", "metrics": [' + between + "\n]}\n"
+
+
+def test_data_may_neither_name_the_type_nor_the_time() -> None:
+    event = MetricEvent(STEP, "a", datetime(26, 1, 2, tzinfo=UTC), {"type": "x", "timestamp": "y"})
+    assert build_row(event).startswith(b"training_step,0026-01-02T00:00:00.000000+00:00,,")
+
+
+@pytest.mark.parametrize("value", [1.5, "many", [1], math.nan, math.inf, 10**400])
+def test_a_broken_number_of_steps_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="step: "):
+        row(STEP, step=value)
+
+
+def file_with_reward(folder: Path, cell: bytes) -> Path:
+    line = row(STEP, step=1, reward=7.25).replace(b",7.25,", b"," + cell + b",")
+    return file_of(folder, line)
+
+
+@pytest.mark.parametrize("cell", [b"x", b"1e999", b"nan", b"-", b"1.5.5", b"1..5", b"\xff"])
+def test_a_cell_that_is_no_number_ends_metrics_json(tmp_path: Path, cell: bytes) -> None:
+    json_path = tmp_path / "metrics.json"
+    with pytest.raises(ArtifactError, match="line 2 is damaged"):
+        save_metrics_json(file_with_reward(tmp_path, cell), json_path, head={})
+    assert not json_path.exists()
+
+
+@pytest.mark.parametrize("cell", [b"1_0", b" 10", b"+10.0", b"010.0", b"10", b"1e1", b"10."])
+def test_a_number_that_json_spells_otherwise_is_spelt_anew(tmp_path: Path, cell: bytes) -> None:
+    json_path = tmp_path / "metrics.json"
+    save_metrics_json(file_with_reward(tmp_path, cell), json_path, head={})
+    assert '"reward": 10.0}' in json_path.read_text()
+
+
+def test_a_line_that_is_no_csv_is_damaged(tmp_path: Path) -> None:
+    path = file_of(tmp_path, b"a\rb,c\n")
+    with pytest.raises(ArtifactError, match="line 2 is damaged"):
+        list(read_rows(path))
 
 
 def test_a_torn_last_line_is_left_out_a_damaged_one_is_not(tmp_path: Path) -> None:

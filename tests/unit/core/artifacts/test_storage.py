@@ -126,6 +126,56 @@ def test_a_line_that_does_not_fit_leaves_no_part(
     lines.close()
 
 
+def test_lines_that_may_wait_come_with_the_next_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    lines = AppendFile(path)
+    lines.append(b"one\n", may_wait=True)
+    lines.append(b"two\n", may_wait=True)
+    assert path.read_bytes() == b""
+    assert lines.size_bytes == 8
+
+    lines.append(b"three\n")
+    assert path.read_bytes() == b"one\ntwo\nthree\n"
+
+    for end, finish in enumerate((lines.flush, lines.sync, lines.close), start=4):
+        lines.append(b"%d\n" % end, may_wait=True)
+        finish()
+        assert path.read_bytes().endswith(b"\n%d\n" % end)
+
+
+def test_no_more_than_64_kib_wait(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    lines = AppendFile(path)
+    for _ in range(64):
+        assert path.stat().st_size == 0
+        lines.append(b"x" * 1023 + b"\n", may_wait=True)
+
+    assert path.stat().st_size == 64 * 1024
+    lines.close()
+
+
+def test_lines_that_waited_for_a_failure_are_not_written_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log"
+    lines = AppendFile(path)
+    lines.append(b"one\n", may_wait=True)
+    really_write = os.pwrite
+
+    def write_five_bytes_then_fail(descriptor: int, data: bytes, position: int) -> int:
+        if position > 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return really_write(descriptor, data[:5], position)
+
+    monkeypatch.setattr(os, "pwrite", write_five_bytes_then_fail)
+    with pytest.raises(ArtifactError, match="No space left"):
+        lines.append(b"two\n")
+    monkeypatch.undo()
+
+    lines.close()
+    assert path.read_bytes() == b""
+
+
 def test_a_real_full_device_is_one_clear_message() -> None:
     with pytest.raises(ArtifactError, match="cannot write /dev/full: No space left"):
         AppendFile(Path("/dev/full")).append(b"x\n")

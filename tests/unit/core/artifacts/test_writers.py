@@ -3,7 +3,10 @@
 import errno
 import json
 import logging
+import math
 import os
+import shutil
+from enum import Enum
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -49,14 +52,63 @@ def logged(config: ExperimentConfig) -> list[dict[str, Any]]:
     return [json.loads(line) for line in config.paths.events_path.read_text().splitlines()]
 
 
-def test_rows_are_in_the_file_at_once(config: ExperimentConfig) -> None:
+def test_an_iterations_row_is_in_the_file_at_once_with_its_games(config: ExperimentConfig) -> None:
+    writers, run = [MetricsWriter(config), LogWriter(config)], config.experiment_id
+    for writer in writers:
+        tell(writer, START, run, from_step=0)
+        tell(writer, GAME, run, step=9, reward=3.0, length=9, frames=36)
+        tell(writer, STEP, run, step=10, reward=3.0)
+    assert steps(config) == [9, 10]
+    assert len(logged(config)) == 3
+
+    for writer in writers:
+        tell(writer, GAME, run, step=15, reward=3.0, length=9, frames=36)
+        tell(writer, SAVED, run, step=16, path="/x")
+    assert steps(config) == [9, 10, 15]
+    assert len(logged(config)) == 5
+
+
+def test_games_wait_for_a_second_at_most(
+    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
     writer, run = MetricsWriter(config), config.experiment_id
     tell(writer, START, run, from_step=0)
-    tell(writer, GAME, run, step=10, reward=3.0, length=9, frames=36)
-    assert steps(config) == [10]
+    tell(writer, GAME, run, step=1, reward=3.0, length=9, frames=36)
+    assert steps(config) == []
 
-    tell(writer, STEP, run, step=10, reward=3.0)
-    assert steps(config) == [10, 10]
+    clock[0] += 1.0
+    tell(writer, GAME, run, step=2, reward=3.0, length=9, frames=36)
+    assert steps(config) == [1, 2]
+
+    tell(writer, GAME, run, step=3, reward=3.0, length=9, frames=36)
+    writer.close()
+    assert steps(config) == [1, 2, 3]
+
+
+def test_metrics_json_has_the_games_that_waited(
+    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, run = MetricsWriter(config), config.experiment_id
+    tell(writer, START, run, from_step=0)
+    writer._json_due_s = 0.0
+    monkeypatch.setattr(writer, "_sync", lambda event: None)
+    tell(writer, GAME, run, step=1, reward=3.0, length=9, frames=36)
+
+    assert [row["step"] for row in json.loads(config.metrics_path.read_text())["metrics"]] == [1]
+
+
+def test_a_removed_folder_is_one_clear_error(config: ExperimentConfig) -> None:
+    writer, run = MetricsWriter(config), config.experiment_id
+    tell(writer, STEP, run, step=1)
+    shutil.rmtree(config.paths.experiment_dir)
+
+    with pytest.raises(ArtifactError, match=r"metrics\.json: No such file"):
+        tell(writer, DONE, run, step=1, state="completed")
+    tell(writer, DONE, run, step=1, state="completed")
+    writer.close()
+    assert not config.paths.experiment_dir.exists()
 
 
 def test_events_of_other_experiments_pass_by(config: ExperimentConfig) -> None:
@@ -197,6 +249,50 @@ def test_the_log_holds_plain_json_and_words(
     assert logged(config)[0]["data"] == {"step": 1024, "reward": None, "path": "/x", "loss": 0.25}
     assert logged(config)[0]["timestamp"].endswith("+00:00")
     assert "training_step: step 1024" in caplog.text
+
+
+class Colour(str, Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"step": 1, "reward": 0.1, "state": "é\n", "more": None, "flag": True},
+        {"step": np.int64(1), "reward": np.float64(0.1), "loss": np.float32(0.1)},
+        {"reward": math.nan, "loss": math.inf},
+        {"deep": {"a": (1, math.nan), 2: Path("/x"), None: {True: 1}}},
+        {"colour": Colour.RED, "set": [np.array([1.5, math.nan])]},
+        {1: 2, None: 3},
+        {},
+    ],
+)
+def test_events_log_is_what_the_json_module_writes(
+    config: ExperimentConfig, data: dict[Any, Any]
+) -> None:
+    event = MetricEvent.now(STEP, config.experiment_id, data)
+    LogWriter(config)(event)
+
+    expected = json.dumps(plain(event.to_dict())).encode() + b"\n"
+    assert config.paths.events_path.read_bytes() == expected
+
+
+def test_finished_games_are_put_into_words_for_debugging_only(
+    config: ExperimentConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer, run = LogWriter(config), config.experiment_id
+    with caplog.at_level(logging.INFO, logger="retro_ml.run"):
+        tell(writer, GAME, run, step=10, reward=3.0)
+        tell(writer, STEP, run, step=20)
+        tell(writer, ERROR, run, message="it broke")
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert told == [("INFO", "training_step: step 20"), ("ERROR", "error: message it broke")]
+
+    with caplog.at_level(logging.DEBUG, logger="retro_ml.run"):
+        tell(writer, GAME, run, step=30, reward=3.0)
+    writer.close()
+    assert caplog.messages[2:] == ["episode_finished: step 30, reward 3"]
+    assert len(logged(config)) == 4
 
 
 def test_a_full_disk_is_kept_as_error_and_ends_the_file_whole(
