@@ -14,8 +14,8 @@ from typing import Any
 from ray.tune import Callback
 
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent
-from retro_ml.rllib.callbacks import RECORDS
-from retro_ml.rllib.checkpoints import POINTER_FILE
+from retro_ml.cluster.trial_actor import EXPERIMENT
+from retro_ml.rllib.names import POINTER_FILE, RECORDS
 
 
 class BusBridge(Callback):
@@ -54,4 +54,4 @@ class BusBridge(Callback):
 
 def experiment_id(trial: Any) -> str:
     """The experiment that a Tune trial is."""
-    return str(trial.config["experiment"]["experiment_id"])
+    return str(trial.config[EXPERIMENT]["experiment_id"])

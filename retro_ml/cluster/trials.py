@@ -17,14 +17,15 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from retro_ml.cluster.bus_bridge import BusBridge, experiment_id
 from retro_ml.cluster.connect import Cluster, connect, environment
+from retro_ml.cluster.trial_actor import EXPERIMENT, TrialActor, trial_config
 from retro_ml.cluster.worker_output import log_worker_output
 from retro_ml.core.engine.launcher import LaunchError, Trial, TrialEnd
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
+from retro_ml.core.machine import count_free_memory
 from retro_ml.core.metrics.event_bus import MetricEvent
-from retro_ml.rllib.machine import count_free_memory
+from retro_ml.rllib.names import AGENT_STEPS, SCORE
 from retro_ml.rllib.replay import ROW_BYTES
-from retro_ml.rllib.translate import translate
 
 logger = logging.getLogger("retro_ml.cluster")
 
@@ -99,9 +100,9 @@ class RunStopper(Stopper):
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """True ends the trial that has just reported `result`."""
-        name = result["config"]["experiment"]["experiment_id"]
-        score = result["score"]
-        if result["agent_steps"] >= self._totals[name]:
+        name = result["config"][EXPERIMENT]["experiment_id"]
+        score = result[SCORE]
+        if result[AGENT_STEPS] >= self._totals[name]:
             return True
         if self._stop_score is not None and score is not None and score >= self._stop_score:
             return True
@@ -131,15 +132,12 @@ def build_experiment(trial: Trial, cluster: Cluster, stopper: RunStopper) -> Exp
     cpus, gpus = place(config, cluster)
     if cluster.embedded:
         check_memory(config)
-    translated = translate(config, num_cpus=cpus, num_gpus=gpus)
-    translated.checkpoints_dir = str(config.checkpoints_dir)
-    if trial.restore_from is not None:
-        translated.restore_from = str(trial.restore_from)
+    restore_from = None if trial.restore_from is None else str(trial.restore_from)
     every = max(1, config.checkpointing.every_steps // config.iteration_agent_steps)
     return Experiment(
         config.experiment_id,
-        run=translated.algo_class,
-        config=translated.to_dict(),
+        run=TrialActor,
+        config=trial_config(config, num_cpus=cpus, num_gpus=gpus, restore_from=restore_from),
         stop=stopper,
         storage_path=str(cluster.scratch_dir or config.paths.tune_dir),
         checkpoint_config=CheckpointConfig(checkpoint_frequency=every, checkpoint_at_end=True),

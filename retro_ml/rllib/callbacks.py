@@ -15,7 +15,8 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import LEARNER_RESULTS
 
-RECORDS = "records"
+from retro_ml.rllib.names import AGENT_STEPS, RECORDS, SCORE
+
 LEARNER_COLUMNS = (
     "policy_loss",
     "value_loss",
@@ -65,8 +66,8 @@ class RecordCallback(RLlibCallback):
         }
         records.append(_record("training_step", row))
         result[RECORDS] = records
-        result["agent_steps"] = progress.agent_steps
-        result["score"] = progress.score
+        result[AGENT_STEPS] = progress.agent_steps
+        result[SCORE] = progress.score
 
 
 def _record(kind: str, data: dict[str, Any]) -> dict[str, Any]:

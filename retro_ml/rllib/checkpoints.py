@@ -27,6 +27,7 @@ from retro_ml.core.artifacts.checkpoint_files import (
     save_checkpoint_folder,
     verify_checkpoint,
 )
+from retro_ml.rllib.names import POINTER_FILE
 from retro_ml.rllib.progress import Progress
 from retro_ml.rllib.state_files import load_state, save_state
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from retro_ml.rllib.algorithm import AtariAlgorithm
 
 MODULE_FILE = "module.safetensors"
-POINTER_FILE = "checkpoint.json"
 NETWORK_PREFIX = "network."
 
 

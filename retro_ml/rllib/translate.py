@@ -12,9 +12,10 @@ import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.core.machine import count_cpus
 from retro_ml.rllib.a2c import A2CConfig
 from retro_ml.rllib.dqn import DQNConfig
-from retro_ml.rllib.machine import count_cpus, resolve_precision
+from retro_ml.rllib.machine import resolve_precision
 from retro_ml.rllib.ppo import PPOConfig
 
 

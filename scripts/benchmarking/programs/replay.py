@@ -16,7 +16,7 @@ from benchmarking.programs.report_file import ReportFile
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.sections import ResourcesConfig
 from retro_ml.rllib.env_runner import AtariEnvRunner
-from retro_ml.rllib.machine import count_free_memory
+from retro_ml.core.machine import count_free_memory
 from retro_ml.rllib.replay import ROW_BYTES, FrameReplay
 from retro_ml.rllib.rollout import Rollout
 from retro_ml.rllib.translate import translate

@@ -1,0 +1,10 @@
+"""Names in what a trial hands to its driver, which imports neither PyTorch nor RLlib."""
+
+RECORDS = "records"
+"""`[{"type", "timestamp", "data"}]` in order: what becomes events on the driver's bus."""
+AGENT_STEPS = "agent_steps"
+"""Agent steps since the run began."""
+SCORE = "score"
+"""Mean score of the last 100 games, None before the first."""
+POINTER_FILE = "checkpoint.json"
+"""In Tune's checkpoint folder: `{"path", "agent_steps"}` of the run's own one."""
