@@ -13,8 +13,8 @@ from typing import Any
 
 from ray.tune import Callback
 
-from retro_ml.core.metrics.event_bus import EventType, MetricEvent
 from retro_ml.cluster.trial_actor import EXPERIMENT
+from retro_ml.core.metrics.event_bus import EventType, MetricEvent
 from retro_ml.rllib.names import POINTER_FILE, RECORDS
 
 

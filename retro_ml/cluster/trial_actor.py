@@ -55,9 +55,7 @@ class TrialActor(Trainable):
         from retro_ml.rllib.translate import translate
 
         experiment = ExperimentConfig.model_validate(config[EXPERIMENT])
-        translated = translate(
-            experiment, num_cpus=config["num_cpus"], num_gpus=config["num_gpus"]
-        )
+        translated = translate(experiment, num_cpus=config["num_cpus"], num_gpus=config["num_gpus"])
         translated.checkpoints_dir = str(experiment.checkpoints_dir)
         translated.restore_from = config["restore_from"]
         self._algorithm = translated.algo_class(config=translated, storage=self._storage)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarking.groups import BARE, RETRO_BF16, RETRO_FP32, SB3, STOCK
+from benchmarking.groups import RETRO_BF16, RETRO_FP32, SB3, STOCK, TIMED
 from benchmarking.marks import Mark
 from benchmarking.rates import (
     Spread,
@@ -60,7 +60,7 @@ def build_answers(results: Results) -> list[Answer]:
         "ppo": _answer_ppo,
         "a2c": _answer_a2c,
         "dqn": _answer_dqn,
-        "floors": _answer_floors,
+        "overhead": _answer_overhead,
         "first": _answer_first,
         "long": _answer_long,
         "replay": _answer_replay,
@@ -108,61 +108,78 @@ def marks_of(run: Run) -> list[Mark]:
     return [Mark(*mark) for mark in run["marks"]]
 
 
-def floor_of(results: Results, algorithm: str) -> dict[str, float] | None:
-    """The best of each part over all runs, and the ceiling that follows; None where unmeasured."""
-    runs = results["groups"].get("floors", {"runs": []})["runs"]
-    facts = [run["facts"] for run in runs if run["facts"].get("algorithm") == algorithm]
-    if not facts:
-        return None
-    parts = {
-        "env": max(fact["env_agent_steps_per_s"] for fact in facts),
-        "forward": max(fact["forward_observations_per_s"] for fact in facts),
-        "update": max(fact["update_samples_per_s"] for fact in facts),
-    }
-    samples = SAMPLES_PER_AGENT_STEP[algorithm]
-    return {
-        **parts,
-        "samples_per_agent_step": samples,
-        "ceiling": ceiling(**parts, samples_per_agent_step=samples),
-    }
+def floors(results: Results, algorithm: str) -> dict[int, dict[str, float]]:
+    """By repetition: the best of each part, and the ceiling that follows."""
+    found: dict[int, dict[str, float]] = {}
+    runs = results["groups"].get(algorithm.lower(), {"runs": []})["runs"]
+    for repetition in sorted({run["repetition"] for run in runs}):
+        turn = [run["facts"] for run in runs if run["repetition"] == repetition]
+        facts = [fact for fact in turn if "env_agent_steps_per_s" in fact]
+        if not facts:
+            continue
+        parts = {
+            "env": max(fact["env_agent_steps_per_s"] for fact in facts),
+            "forward": max(fact["forward_observations_per_s"] for fact in facts),
+            "update": max(fact["update_samples_per_s"] for fact in facts),
+        }
+        samples = SAMPLES_PER_AGENT_STEP[algorithm]
+        found[repetition] = {**parts, "ceiling": ceiling(**parts, samples_per_agent_step=samples)}
+    return found
 
 
 def _answer_ppo(results: Results) -> list[Answer]:
-    fp32, bf16, sb3, stock, bare = (
-        rates(results, "ppo", name) for name in (RETRO_FP32, RETRO_BF16, SB3, STOCK, BARE)
+    fp32, bf16, sb3, stock = (
+        rates(results, "ppo", name) for name in (RETRO_FP32, RETRO_BF16, SB3, STOCK)
     )
+    in_hardware = results["machine"]["bf16_in_hardware"]
+    # What `precision: auto` takes here.
+    own_choice, name = (bf16, "bf16") if in_hardware else (fp32, "fp32")
     own, theirs = (peak_bytes(results, "ppo", name) for name in (RETRO_FP32, SB3))
-    overhead = [1 - ratio for ratio in ratios(fp32, bare)]
-    note = "" if results["machine"]["bf16_in_hardware"] else NO_BF16
+    note = "" if in_hardware else NO_BF16
     return [
         Answer("ppo", f"rate, fp32 / {SB3}", spread(ratios(fp32, sb3)), at_least=1.35),
         Answer("ppo", f"rate, bf16 / {SB3}", spread(ratios(bf16, sb3)), at_least=2.2, note=note),
-        Answer("ppo", f"rate, fp32 / {STOCK}", spread(ratios(fp32, stock)), at_least=4.5),
-        Answer("ppo", "share of Tune, bus and writers", spread(overhead), "%", below=0.03),
+        Answer("ppo", f"rate, {name} / {STOCK}", spread(ratios(own_choice, stock)),
+               at_least=4.5, note=note),
+        _answer_floor(results, "PPO", at_least=0.80),
         Answer("ppo", f"peak memory, fp32 / {SB3}", spread(ratios(own, theirs)), below=1.5),
-    ]
+    ]  # fmt: skip
 
 
 def _answer_a2c(results: Results) -> list[Answer]:
     found = ratios(rates(results, "a2c", RETRO_FP32), rates(results, "a2c", SB3))
-    return [Answer("a2c", f"rate, fp32 / {SB3}", spread(found), at_least=1.8)]
+    return [
+        Answer("a2c", f"rate, fp32 / {SB3}", spread(found), at_least=1.8),
+        _answer_floor(results, "A2C"),
+    ]
 
 
 def _answer_dqn(results: Results) -> list[Answer]:
     found = ratios(rates(results, "dqn", RETRO_FP32), rates(results, "dqn", SB3))
-    return [Answer("dqn", f"rate, fp32 / {SB3}", spread(found), at_least=2.2)]
+    return [
+        Answer("dqn", f"rate, fp32 / {SB3}", spread(found), at_least=2.2),
+        _answer_floor(results, "DQN"),
+    ]
 
 
-def _answer_floors(results: Results) -> list[Answer]:
-    answers = []
-    for algorithm in SAMPLES_PER_AGENT_STEP:
-        floor = floor_of(results, algorithm)
-        measured = rates(results, algorithm.lower(), RETRO_FP32).values()
-        shares = [rate / floor["ceiling"] for rate in measured] if floor else []
-        bar = 0.80 if algorithm == "PPO" else None
-        question = f"{algorithm}, fp32 / what its parts allow"
-        answers.append(Answer("floors", question, spread(shares), at_least=bar))
-    return answers
+def _answer_floor(results: Results, algorithm: str, at_least: float | None = None) -> Answer:
+    group = algorithm.lower()
+    ceilings = {turn: floor["ceiling"] for turn, floor in floors(results, algorithm).items()}
+    shares = ratios(rates(results, group, RETRO_FP32), ceilings)
+    return Answer(group, "rate, fp32 / what its parts allow", spread(shares), at_least=at_least)
+
+
+def _answer_overhead(results: Results) -> list[Answer]:
+    facts = [run["facts"] for run in good_runs(results, "overhead", TIMED).values()]
+    between, others = (
+        [fact[name] for fact in facts] for name in ("between_share", "other_cpu_share")
+    )
+    both = [sum(shares) for shares in zip(between, others, strict=True)]
+    return [
+        Answer("overhead", "share of Tune, bus and writers", spread(both), "%", below=0.03),
+        Answer("overhead", "of which time between iterations", spread(between), "%"),
+        Answer("overhead", "of which processors, others' work", spread(others), "%"),
+    ]
 
 
 def _answer_first(results: Results) -> list[Answer]:

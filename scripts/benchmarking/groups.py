@@ -7,7 +7,7 @@ them; ratios are taken within a turn.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarking.marks import (
     EXPERIMENT_ID,
@@ -19,7 +19,7 @@ from benchmarking.watch import FOLDER, Program
 
 GAME = "BreakoutNoFrameskip-v4"
 RETRO_FP32, RETRO_BF16 = "retro_ml fp32", "retro_ml bf16"
-BARE = "retro_ml fp32, bare"
+TIMED = "retro_ml fp32, timed"
 SB3, STOCK = "Stable-Baselines3", "RLlib"
 # Agent steps of one iteration of retro_ml: PPO 8 games x 128; A2C 13 updates of 16 x 5; DQN 63
 # rounds of 4 x 4.
@@ -27,7 +27,7 @@ ITERATION = {"PPO": 1_024, "A2C": 1_040, "DQN": 1_008}
 DQN_WARMUP = 1_000
 """Agent steps that DQN's rates leave out: 500 without updates, then some with."""
 # PyTorch's waiting threads spin by default; retro_ml's trials end that soon (GOMP_SPINCOUNT).
-SPIN = {"spinning": {}, "waiting": {"GOMP_SPINCOUNT": "1000"}}
+SPIN = {"spinning": {}, "waiting": {"GOMP_SPINCOUNT": "30000"}}
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ QUICK = Effort(
     a2c_iterations=4,
     dqn_iterations=3,
     dqn_sb3_agent_steps=1_750,
-    floor_s=1.0,
-    long_s=60.0,
+    floor_s=0.7,
+    long_s=45.0,
     replay_size=200_000,
     rows=20_000,
-    games=50_000,
+    games=20_000,
 )
 
 
@@ -92,7 +92,6 @@ class Group:
 def build_ppo(effort: Effort, repetition: int) -> list[Program]:
     """All that train PPO."""
     steps = effort.ppo_iterations * ITERATION["PPO"]
-    loop = ["--iterations", str(effort.ppo_iterations), "--seed", str(repetition)]
     stock = ["--iterations", str(effort.stock_iterations), "--seed", str(repetition)]
     return [
         build_retro(RETRO_FP32, algorithm="PPO", agent_steps=steps, seed=repetition),
@@ -100,9 +99,23 @@ def build_ppo(effort: Effort, repetition: int) -> list[Program]:
         build_retro(
             RETRO_BF16, algorithm="PPO", agent_steps=steps, seed=repetition, precision="bf16"
         ),
-        # Its threads wait as those of a trial do.
-        build_own(BARE, "bare", loop, environment=SPIN["waiting"]),
         build_own(STOCK, "stock_rllib", stock),
+        *build_floors("PPO", effort),
+    ]
+
+
+def build_overhead(effort: Effort, repetition: int) -> list[Program]:
+    """A run that notes what it spends outside of `Algorithm.train()`."""
+    steps = effort.ppo_iterations * ITERATION["PPO"]
+    retro = build_retro(TIMED, algorithm="PPO", agent_steps=steps, seed=repetition)
+    module, arguments = "benchmarking.programs.overhead", retro.arguments[2:]
+    return [
+        replace(
+            retro,
+            arguments=["-m", module, *arguments],
+            read=read_report_file,
+            read_finished=read_report_file,
+        )
     ]
 
 
@@ -112,6 +125,7 @@ def build_a2c(effort: Effort, repetition: int) -> list[Program]:
     return [
         build_retro(RETRO_FP32, algorithm="A2C", agent_steps=steps, seed=repetition),
         build_sb3("A2C", agent_steps=steps, mark_every=ITERATION["A2C"], seed=repetition),
+        *build_floors("A2C", effort),
     ]
 
 
@@ -135,19 +149,19 @@ def build_dqn(effort: Effort, repetition: int) -> list[Program]:
             seed=repetition,
             warmup_agent_steps=DQN_WARMUP,
         ),
+        *build_floors("DQN", effort),
     ]
 
 
-def build_floors(effort: Effort, repetition: int) -> list[Program]:
-    """Each algorithm's parts, with threads that spin and threads that wait."""
+def build_floors(algorithm: str, effort: Effort) -> list[Program]:
+    """An algorithm's parts, with threads that spin and threads that wait as a trial's do."""
     return [
         build_own(
-            f"{algorithm}, {name}",
+            f"parts, {name}",
             "floors",
             ["--algorithm", algorithm, "--seconds", str(effort.floor_s)],
             environment=environment,
         )
-        for algorithm in ("PPO", "A2C", "DQN")
         for name, environment in SPIN.items()
     ]
 
@@ -251,7 +265,7 @@ GROUPS = (
     Group("ppo", "PPO beside Stable-Baselines3 and RLlib", build_ppo),
     Group("a2c", "A2C beside Stable-Baselines3", build_a2c),
     Group("dqn", "DQN beside Stable-Baselines3", build_dqn),
-    Group("floors", "what emulator, network and updates allow", build_floors),
+    Group("overhead", "what Tune, bus and writers cost", build_overhead),
     Group("first", "from the start to the first row", build_first),
     Group("long", "PPO for minutes: rate and memory over time", build_long, once=True),
     Group("replay", "memory of DQN's replay", build_replay, once=True),

@@ -12,18 +12,18 @@ from benchmarking.answers import (
     Answer,
     build_answers,
     first_marks,
-    floor_of,
+    floors,
     good_runs,
     peak_bytes,
     rates,
 )
-from benchmarking.groups import BARE, GROUPS, RETRO_BF16, RETRO_FP32, SB3, STOCK
+from benchmarking.groups import GROUPS, RETRO_BF16, RETRO_FP32, SB3, STOCK
 from benchmarking.rates import Spread, spread
 from benchmarking.results import Results
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 TRAINED = {
-    "ppo": (RETRO_FP32, RETRO_BF16, BARE, SB3, STOCK),
+    "ppo": (RETRO_FP32, RETRO_BF16, SB3, STOCK),
     "a2c": (RETRO_FP32, SB3),
     "dqn": (RETRO_FP32, SB3),
     "long": (RETRO_FP32,),
@@ -33,10 +33,11 @@ TRAINED = {
 def summarize(results: Results) -> list[dict[str, Any]]:
     """The answers as they go into the JSON, each with `met`; the floors with their formula."""
     summary = [{**asdict(answer), "met": answer.met} for answer in build_answers(results)]
-    for algorithm in SAMPLES_PER_AGENT_STEP:
-        floor = floor_of(results, algorithm)
-        if floor is not None:
-            summary.append({"floor": algorithm, "formula": CEILING_FORMULA, **floor})
+    for algorithm, samples in SAMPLES_PER_AGENT_STEP.items():
+        turns = list(floors(results, algorithm).values())
+        if turns:
+            facts = {"formula": CEILING_FORMULA, "samples_per_agent_step": samples}
+            summary.append({"floor": algorithm, **facts, "turns": turns})
     return summary
 
 
@@ -50,8 +51,9 @@ def build_markdown(results: Results) -> str:
         parts.append(f"### {group.name}: {group.meaning}")
         if group.name in TRAINED:
             parts.append(_programs_table(results, group.name))
-        if group.name == "floors":
-            parts.append(_floors_table(results))
+        algorithm = group.name.upper()
+        if floors(results, algorithm):
+            parts.append(_floors_table(results, algorithm))
         parts.append(answers_table([one for one in answers if one.group == group.name]))
         parts += _failures(results, group.name)
         parts.append(_provenance(results["groups"][group.name]))
@@ -161,17 +163,14 @@ def _programs_table(results: Results, group: str) -> str:
     return table(head, rows)
 
 
-def _floors_table(results: Results) -> str:
-    rows = []
-    for algorithm in SAMPLES_PER_AGENT_STEP:
-        floor = floor_of(results, algorithm)
-        if floor is None:
-            continue
-        measured = spread(list(rates(results, algorithm.lower(), RETRO_FP32).values()))
-        parts = [figure(floor[name], "/s") for name in ("env", "forward", "update", "ceiling")]
-        rows.append([algorithm, *parts, figures(measured, "/s")])
-    head = ["", "Emulator: agent steps", "Forward: observations", "Update: samples"]
-    return table([*head, "Together: agent steps", "retro_ml fp32: agent steps"], rows)
+def _floors_table(results: Results, algorithm: str) -> str:
+    turns = floors(results, algorithm).values()
+    parts = [
+        figures(spread([turn[name] for turn in turns]), "/s")
+        for name in ("env", "forward", "update", "ceiling")
+    ]
+    head = ["Emulator: agent steps", "Forward: observations", "Update: samples"]
+    return table([*head, "Together: agent steps"], [parts])
 
 
 def _failures(results: Results, group: str) -> list[str]:

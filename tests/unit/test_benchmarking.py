@@ -14,14 +14,15 @@ import pytest
 from benchmarking import __main__ as command
 from benchmarking.answers import Answer, build_answers
 from benchmarking.groups import (
-    BARE,
     FULL,
     GROUPS,
     QUICK,
     RETRO_BF16,
     RETRO_FP32,
     SB3,
+    SPIN,
     STOCK,
+    TIMED,
     Effort,
 )
 from benchmarking.marks import Mark, read_report_file, read_run_folder
@@ -38,6 +39,7 @@ from benchmarking.rates import (
 from benchmarking.report import answers_table, build_markdown, replace_results, summarize
 from benchmarking.results import build_results, keep_other_groups, save_results
 
+from retro_ml.cluster.connect import SPIN_COUNT
 from retro_ml.core.experiments.command_line import parse_command_line
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.run import build_experiment
@@ -164,7 +166,7 @@ def run(program: str, repetition: int, **values: Any) -> dict[str, Any]:
 
 
 def test_answers_come_from_the_samples(build: BuildResults) -> None:
-    speeds = {RETRO_FP32: 300.0, RETRO_BF16: 330.0, BARE: 320.0, SB3: 150.0, STOCK: 60.0}
+    speeds = {RETRO_FP32: 300.0, RETRO_BF16: 330.0, SB3: 150.0, STOCK: 60.0}
     runs = [
         run(name, repetition, marks=steady(speed * repetition, 4), memory=[[0.0, int(1e6 * speed)]])
         for repetition in (1, 2)
@@ -178,7 +180,6 @@ def test_answers_come_from_the_samples(build: BuildResults) -> None:
             "rate, fp32 / Stable-Baselines3": 2.0,
             "rate, bf16 / Stable-Baselines3": 2.2,
             "rate, fp32 / RLlib": 5.0,
-            "share of Tune, bus and writers": 0.0625,
             "peak memory, fp32 / Stable-Baselines3": 2.0,
         }
     )
@@ -195,7 +196,7 @@ def test_a_failed_run_is_told_and_not_counted(build: BuildResults) -> None:
         }
     )
 
-    (answer,) = build_answers(results)
+    answer, _ = build_answers(results)
     text = build_markdown(results)
 
     assert answer.found is None
@@ -203,29 +204,44 @@ def test_a_failed_run_is_told_and_not_counted(build: BuildResults) -> None:
     assert "| rate, fp32 / Stable-Baselines3 | at least 1.80 | not measured |" in text
 
 
-def test_the_share_of_the_ceiling_takes_the_best_of_each_part(build: BuildResults) -> None:
-    def floor(env: float, forward: float, update: float) -> dict[str, Any]:
+def test_the_share_of_the_ceiling_takes_the_best_of_each_part_in_a_turn(
+    build: BuildResults,
+) -> None:
+    def floor(repetition: int, env: float, forward: float, update: float) -> dict[str, Any]:
         facts = {
-            "algorithm": "PPO",
             "env_agent_steps_per_s": env,
             "forward_observations_per_s": forward,
             "update_samples_per_s": update,
         }
-        return run("PPO", 1, facts=facts)
+        return run("parts", repetition, facts=facts)
 
     results = build(
         {
-            "ppo": [run(RETRO_FP32, 1, marks=steady(150.0, 3))],
-            "floors": [floor(1_000, 100, 2_000), floor(10, 500, 20)],
+            "ppo": [
+                run(RETRO_FP32, 1, marks=steady(150.0, 3)),
+                run(RETRO_FP32, 2, marks=steady(50.0, 3)),
+                floor(1, 1_000, 100, 2_000),
+                floor(1, 10, 500, 20),
+                floor(2, 500, 250, 1_000),
+            ]
         }
     )
-    shares = [one.found for one in build_answers(results) if one.group == "floors"]
-    floors = [one for one in summarize(results) if "floor" in one]
+    shares = [one.found for one in build_answers(results) if "parts allow" in one.question]
+    (summary,) = [one for one in summarize(results) if "floor" in one]
 
-    assert shares[0] == Spread(pytest.approx(0.75), pytest.approx(0.75), pytest.approx(0.75), 1)
-    assert shares[1:] == [None, None]
-    assert floors[0]["ceiling"] == pytest.approx(200.0)
-    assert "1 / env" in floors[0]["formula"]
+    assert shares == [Spread(pytest.approx(0.625), pytest.approx(0.5), pytest.approx(0.75), 2)]
+    assert [turn["ceiling"] for turn in summary["turns"]] == pytest.approx([200.0, 100.0])
+    assert "1 / env" in summary["formula"]
+
+
+def test_the_cost_of_tune_is_what_lies_between_and_what_others_computed(
+    build: BuildResults,
+) -> None:
+    facts = {"between_share": 0.01, "other_cpu_share": 0.015}
+    answers = build_answers(build({"overhead": [run(TIMED, 1, facts=facts)]}))
+
+    assert answers[0].found == Spread(*[pytest.approx(0.025)] * 3, 1)
+    assert answers[0].met
 
 
 def test_only_the_part_between_the_comments_is_replaced() -> None:
@@ -267,6 +283,10 @@ def test_a_report_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None:
 
     assert report.marks == [Mark(10, 1.5)]
     assert report.facts == {"a": 1, "b": 2}
+
+
+def test_waiting_threads_wait_as_those_of_a_trial() -> None:
+    assert SPIN["waiting"] == {"GOMP_SPINCOUNT": SPIN_COUNT}
 
 
 def test_a_run_is_read_from_its_rows(tmp_path: Path) -> None:

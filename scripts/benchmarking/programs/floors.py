@@ -51,7 +51,6 @@ def main() -> None:
     }
     updates = [update[call.algorithm](network, fused=fused) for fused in (False, True)]
     report.facts(
-        algorithm=call.algorithm,
         torch_threads=torch.get_num_threads(),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         env_agent_steps_per_s=measure(build_play(games, threads), call.seconds),

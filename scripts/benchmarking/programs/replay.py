@@ -15,8 +15,8 @@ from benchmarking.processes import read_pss_bytes
 from benchmarking.programs.report_file import ReportFile
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.sections import ResourcesConfig
-from retro_ml.rllib.env_runner import AtariEnvRunner
 from retro_ml.core.machine import count_free_memory
+from retro_ml.rllib.env_runner import AtariEnvRunner
 from retro_ml.rllib.replay import ROW_BYTES, FrameReplay
 from retro_ml.rllib.rollout import Rollout
 from retro_ml.rllib.translate import translate
