@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from retro_ml.core.experiments.options import RunOptions
     from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventBus
     from retro_ml.evaluation.agent import Agent
+    from retro_ml.evaluation.evaluate import Evaluation, evaluate_model
 
 try:
     __version__ = version("retro_ml")
@@ -25,6 +26,7 @@ except PackageNotFoundError:  # a checkout that is not installed
 
 _HOMES = {
     "Agent": "retro_ml.evaluation.agent",
+    "Evaluation": "retro_ml.evaluation.evaluate",
     "EventType": "retro_ml.core.metrics.event_bus",
     "ExperimentConfig": "retro_ml.core.experiments.config",
     "ExperimentResult": "retro_ml.api",
@@ -36,11 +38,13 @@ _HOMES = {
     "RunOptions": "retro_ml.core.experiments.options",
     "RunType": "retro_ml.core.experiments.config",
     "TrainingEngine": "retro_ml.api",
+    "evaluate_model": "retro_ml.evaluation.evaluate",
     "run_experiment": "retro_ml.api",
 }
 
 __all__ = [
     "Agent",
+    "Evaluation",
     "EventType",
     "ExperimentConfig",
     "ExperimentResult",
@@ -52,6 +56,7 @@ __all__ = [
     "RunOptions",
     "RunType",
     "TrainingEngine",
+    "evaluate_model",
     "run_experiment",
 ]
 

@@ -11,7 +11,10 @@ from collections.abc import Sequence
 
 from retro_ml.core.experiments.faults import nearest_names
 
-COMMANDS = {"run": ("retro_ml.run", "train an agent on an Atari game")}
+COMMANDS = {
+    "run": ("retro_ml.run", "train an agent on an Atari game"),
+    "evaluate": ("retro_ml.evaluate", "play whole games with a trained agent and score it"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

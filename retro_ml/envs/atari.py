@@ -146,10 +146,15 @@ class AtariGames:
         self._frame_numbers = np.zeros(num_games, np.int64)
         self._game_started_at = np.zeros(num_games, np.int64)
 
-    def reset(self) -> NDArray[np.uint8]:
-        """Seeds every game anew and starts it. Returns the first frames `[N, 21, 21, 16]`."""
+    def reset(self, *, seeds: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+        """Seeds every game anew and starts it. Returns the first frames `[N, 21, 21, 16]`.
+
+        Args:
+            seeds: `[N] int64`, 0 to 2^31-1, in place of those derived from the run's seed;
+                `set_state` cannot bring such games back.
+        """
         everyone = np.ones(self.num_envs, np.bool_)
-        frames = self._start_games(everyone, reseed=everyone)
+        frames = self._start_games(everyone, reseed=everyone, chosen=seeds)
         self._fire_next[:] = False
         self._scores[:] = 0.0
         self._lengths[:] = 0
@@ -281,7 +286,11 @@ class AtariGames:
             step.frames[again] = self._start_games(again, reseed=reseed)[again]
 
     def _start_games(
-        self, games: NDArray[np.bool_], *, reseed: NDArray[np.bool_]
+        self,
+        games: NDArray[np.bool_],
+        *,
+        reseed: NDArray[np.bool_],
+        chosen: NDArray[np.int64] | None = None,
     ) -> NDArray[np.uint8]:
         """Starts the masked games, some with a new seed; returns all games' frames, packed."""
         while True:
@@ -290,6 +299,8 @@ class AtariGames:
                 seeds[game] = derive_seed(
                     self._seed, GAME_SEEDS, self._first_game + int(game), int(self._seedings[game])
                 )
+                if chosen is not None:
+                    seeds[game] = chosen[game]
                 self._seedings[game] += 1
                 self._history[game].clear()
                 self._frame_numbers[game] = 0

@@ -82,16 +82,26 @@ class Agent:
             ValueError: the observation has another shape or dtype.
         """
         batch = _as_batch(observation)
-        scores = self._scores(batch)
-        if not deterministic and isinstance(self._network, ActorCriticNetwork):
+        scores = self.scores(batch)
+        if not deterministic and self.has_policy:
             scores = scores - np.log(self._rng.standard_exponential(scores.shape))
         actions = scores.argmax(axis=1)
         return actions if np.ndim(observation) == 1 + len(OBSERVATION_SHAPE) else actions[0]
 
-    def _scores(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+    @property
+    def has_policy(self) -> bool:
+        """True where `scores` are a policy's logits, False where they are the actions' values."""
+        return isinstance(self._network, ActorCriticNetwork)
+
+    def scores(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The network's output `[B, A]`.
+
+        Args:
+            batch: `[B, 4, 84, 84] uint8`, or packed as in `envs.frames`, `[B, 21, 21, 64]`.
+        """
         with torch.inference_mode():
             output: Any = self._network(pack_observations(torch.from_numpy(batch)))
-        scores: Tensor = output[0] if isinstance(self._network, ActorCriticNetwork) else output
+        scores: Tensor = output[0] if self.has_policy else output
         return scores.numpy()
 
 

@@ -62,6 +62,6 @@ def test_the_map_shows_every_module_and_no_other() -> None:
 def test_the_python_example_compiles() -> None:
     examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
-    assert len(examples) == 2
+    assert len(examples) == 3
     for example in examples:
         compile(example, "README.md", "exec")

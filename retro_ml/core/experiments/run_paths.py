@@ -58,6 +58,10 @@ class RunPaths:
         """The trained policy."""
         return self.experiment_dir / "model.zip"
 
+    def evaluation_path(self, protocol: str) -> Path:
+        """The model's score by a named protocol, once it was asked for."""
+        return self.experiment_dir / f"evaluation-{protocol}.json"
+
     @property
     def checkpoints_dir(self) -> Path:
         """What training needs to go on."""

@@ -23,6 +23,7 @@ def test_every_name_is_as_documented() -> None:
     assert paths.model_path == folder / "model.zip"
     assert paths.checkpoints_dir == folder / "checkpoints"
     assert paths.checkpoint_dir(50_176) == folder / "checkpoints" / "step-50176"
+    assert paths.evaluation_path("noop") == folder / "evaluation-noop.json"
     assert paths.tune_dir == folder / "tune"
 
 

@@ -1,0 +1,185 @@
+"""`python -m retro_ml.evaluate`, `retro-ml evaluate`: a trained model's score by a named protocol.
+
+Exit codes: 0 done, 1 the result could not be written, 2 bad input, 130 stopped by Ctrl-C. PyTorch
+is imported only when the games really begin, Ray never.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from retro_ml.core.experiments.command_line import UsageError
+from retro_ml.core.experiments.faults import describe_faults, nearest_names
+from retro_ml.core.experiments.run_paths import RunPaths
+from retro_ml.evaluation.protocols import EvaluationOptions
+
+BAD_INPUT = 2
+
+_DESCRIPTION = """\
+Play whole games with a trained model and say how good it is. For a run's folder the result is
+also written there, as evaluation-<protocol>.json."""
+
+_EPILOG = """\
+examples:
+  retro-ml evaluate runs/my-run
+  retro-ml evaluate model.zip --protocol machado --episodes 30 --json
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate one model as `argv` says; the process's exit code."""
+    try:
+        flags, options = _read_call(sys.argv[1:] if argv is None else argv)
+        paths, model = _find_model(flags.model)
+    except UsageError as error:
+        return _refuse(error.faults)
+    return _evaluate(model, paths=paths, options=options, flags=flags)
+
+
+def _read_call(argv: Sequence[str]) -> tuple[argparse.Namespace, EvaluationOptions]:
+    """Flags and validated options. Raises: UsageError with all faults."""
+    parser = _build_parser()
+    flags, unknown = parser.parse_known_args(argv)
+    faults = _describe_unknown(unknown, parser)
+    if flags.model is None:
+        faults.append("MODEL: missing -> a model.zip, or the folder of a run that has one")
+    given = {
+        name: value
+        for name, value in vars(flags).items()
+        if name in EvaluationOptions.model_fields and value is not None
+    }
+    try:
+        options = EvaluationOptions.model_validate(given)
+    except ValidationError as error:
+        faults += describe_faults(error, EvaluationOptions)
+    if faults:
+        raise UsageError(faults)
+    return flags, options
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        text = message.removeprefix("argument ")
+        raise UsageError([text.replace("expected one argument", "a value is missing")])
+
+
+def _build_parser() -> _Parser:
+    parser = _Parser(
+        prog="retro-ml evaluate",
+        usage="retro-ml evaluate MODEL [options]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="a model.zip or a run's folder")
+    for name, field in EvaluationOptions.model_fields.items():
+        words: dict[str, Any] = {"help": str(field.description).replace("%", "%%")}
+        if field.annotation is bool:
+            words["action"] = "store_true"
+        else:
+            words["metavar"] = "N" if field.annotation is int else "NAME"
+        if field.default:
+            words["help"] += f" (default: {field.default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", **words)
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.add_argument(
+        "--json", action="store_true", help="print the result as one JSON object on stdout"
+    )
+    return parser
+
+
+def _describe_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    known = [name for name in parser._option_string_actions if name.startswith("--")]
+    faults = []
+    after_flag = False
+    for word in unknown:
+        flag, equals, _ = word.partition("=")
+        if word.startswith("-"):
+            faults.append(f"{flag}: unknown -> {nearest_names(flag, known)}")
+        elif not after_flag:  # otherwise most likely the unknown flag's value
+            faults.append(f"{word}: unexpected -> one model at a time, all else are options")
+        after_flag = word.startswith("-") and not equals
+    return faults
+
+
+def _find_model(given: str) -> tuple[RunPaths | None, Path]:
+    """The run, if a run's folder was given, and the model's file. Raises: UsageError."""
+    path = Path(given)
+    if path.is_file():
+        return None, path
+    if not path.is_dir():
+        raise UsageError([f"MODEL: {given} -> no such file or folder"])
+    folder = path.resolve()
+    paths = RunPaths(output_dir=str(folder.parent), experiment_id=folder.name)
+    if not paths.model_path.is_file():
+        raise UsageError(
+            [
+                f"MODEL: {given} -> this folder has no {paths.model_path.name}: give the folder "
+                "of a run that has saved its model, or a model.zip"
+            ]
+        )
+    if not os.access(folder, os.W_OK):
+        raise UsageError(
+            [
+                f"MODEL: {given} -> the result cannot be written there: make the folder writable, "
+                f"or give {path / paths.model_path.name} and use --json"
+            ]
+        )
+    return paths, path / paths.model_path.name
+
+
+def _evaluate(
+    model: Path, *, paths: RunPaths | None, options: EvaluationOptions, flags: argparse.Namespace
+) -> int:
+    try:
+        from retro_ml.core.artifacts.model_archive import ArchiveError
+        from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically
+        from retro_ml.evaluation.evaluate import evaluate_model
+        from retro_ml.evaluation.report import EvaluationProgress, evaluation_lines
+
+        with EvaluationProgress(None if flags.quiet else sys.stderr) as progress:
+            evaluation = evaluate_model(model, **options.model_dump(), on_step=progress)
+        document = json.dumps(evaluation.as_dict(), allow_nan=False)
+        _print_out(document if flags.json else "\n".join(evaluation_lines(evaluation)))
+        if paths is not None:
+            path = paths.evaluation_path(evaluation.protocol.name)
+            replace_atomically(path, lambda file: file.write(document.encode() + b"\n"))
+            print(f"result: {path}", file=sys.stderr)
+    except ArchiveError as error:
+        return _refuse([str(error)])
+    except ArtifactError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped: no result was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _print_out(text: str) -> None:
+    """To stdout; a reader that has seen enough (`| head`) is no fault."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python would complain once more when it closes stdout at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _refuse(faults: Sequence[str]) -> int:
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    print("hint: retro-ml evaluate --help lists every option", file=sys.stderr)
+    return BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())
