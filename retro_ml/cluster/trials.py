@@ -96,10 +96,12 @@ class RunStopper(Stopper):
         self._stop_score = options.stop_score
         self._deadline = time.monotonic() + (options.max_hours or math.inf) * 3600
         self._stop_requested = stop_requested
+        self._heard = False
         self.interrupted: set[str] = set()
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """True ends the trial that has just reported `result`."""
+        self._heard = True
         name = result["config"][EXPERIMENT]["experiment_id"]
         score = result[SCORE]
         if result[AGENT_STEPS] >= self._totals[name]:
@@ -118,8 +120,14 @@ class RunStopper(Stopper):
         return {**self.__dict__, "_stop_requested": None}
 
     def stop_all(self) -> bool:
-        """Each trial ends by itself, so that each leaves a checkpoint."""
-        return False
+        """Each trial ends by itself, so that each leaves a checkpoint.
+
+        But for those that have done nothing yet when all are to end.
+        """
+        if self._heard or not self._stop_requested.is_set():
+            return False
+        self.interrupted.update(self._totals)
+        return True
 
 
 def build_experiment(trial: Trial, cluster: Cluster, stopper: RunStopper) -> Experiment:

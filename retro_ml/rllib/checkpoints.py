@@ -51,6 +51,7 @@ def save_checkpoint(algorithm: AtariAlgorithm, folder: Path) -> None:
         "experiment_id": algorithm.experiment.experiment_id,
         "algorithm": algorithm.experiment.algorithm,
         "agent_steps": steps,
+        "score": algorithm.progress.score,
         "action_meanings": list(algorithm.action_meanings),
     }
     save_checkpoint_folder(target, lambda into: _write(algorithm, into, target), facts=facts)

@@ -21,9 +21,9 @@ GAME = "BreakoutNoFrameskip-v4"
 RETRO_FP32, RETRO_BF16 = "retro_ml fp32", "retro_ml bf16"
 TIMED = "retro_ml fp32, timed"
 SB3, STOCK = "Stable-Baselines3", "RLlib"
-# Agent steps of one iteration of retro_ml: PPO 8 games x 128; A2C 13 updates of 16 x 5; DQN 63
+# Agent steps of one iteration of retro_ml: PPO 8 games x 128; A2C 13 updates of 16 x 5; DQN 16
 # rounds of 4 x 4.
-ITERATION = {"PPO": 1_024, "A2C": 1_040, "DQN": 1_008}
+ITERATION = {"PPO": 1_024, "A2C": 1_040, "DQN": 256}
 DQN_WARMUP = 1_000
 """Agent steps that DQN's rates leave out: 500 without updates, then some with."""
 # PyTorch's waiting threads spin by default; retro_ml's trials end that soon (GOMP_SPINCOUNT).
@@ -54,7 +54,7 @@ FULL = Effort(
     ppo_iterations=8,
     stock_iterations=4,
     a2c_iterations=9,
-    dqn_iterations=6,
+    dqn_iterations=24,
     dqn_sb3_agent_steps=2_500,
     floor_s=3.0,
     long_s=300.0,
@@ -67,7 +67,7 @@ QUICK = Effort(
     ppo_iterations=4,
     stock_iterations=2,
     a2c_iterations=4,
-    dqn_iterations=3,
+    dqn_iterations=12,
     dqn_sb3_agent_steps=1_750,
     floor_s=0.7,
     long_s=45.0,

@@ -22,6 +22,7 @@ from typing import Any
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 _STEP_NAME = re.compile(r"step-(\d+)")
+_DAMAGED = "damaged-"
 
 
 class CheckpointError(ValueError):
@@ -121,19 +122,50 @@ def find_checkpoints(root: Path) -> list[CheckpointFolder]:
     return sorted(found, key=lambda folder: folder.agent_steps)
 
 
-def prune_checkpoints(root: Path, *, keep: int) -> None:
-    """Removes all but the newest `keep`, then the shared files that none of those names.
+def choose_checkpoint(root: Path) -> tuple[CheckpointFolder | None, list[str]]:
+    """The newest checkpoint under `root` that is whole, and what is wrong with newer ones.
 
-    The remains of a save that was killed go too, so no other save may be under way.
+    Those are renamed to `damaged-step-N`, out of the way of what is saved next; the next save
+    removes them.
     """
-    for unfinished in root.glob(".step-*"):
+    faults = []
+    for folder in reversed(find_checkpoints(root)):
+        try:
+            verify_checkpoint(folder.path)
+        except CheckpointError as error:
+            faults.append(str(error))
+            aside = folder.path.with_name(f"{_DAMAGED}{folder.path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(folder.path, aside)
+        else:
+            return folder, faults
+    return None, faults
+
+
+def prune_checkpoints(root: Path, *, keep: int) -> None:
+    """Removes all but the newest `keep` and the best, then the files that none of those names.
+
+    The best has the highest `score` in its manifest, the newest of them where several have. The
+    remains of a save that was killed, and damaged checkpoints, go too; so no other save may be
+    under way.
+    """
+    for unfinished in [*root.glob(".step-*"), *root.glob(f"{_DAMAGED}*")]:
         shutil.rmtree(unfinished)
-    folders = find_checkpoints(root)
-    for folder in folders[:-keep]:
+    manifests = {}
+    for folder in find_checkpoints(root):
+        try:
+            manifests[folder] = load_manifest(folder.path)
+        except CheckpointError:
+            shutil.rmtree(folder.path)
+    kept = set(list(manifests)[-keep:])
+    scored = [folder for folder in manifests if manifests[folder].get("score") is not None]
+    if scored:
+        kept.add(max(scored, key=lambda folder: (manifests[folder]["score"], folder.agent_steps)))
+    for folder in manifests.keys() - kept:
         shutil.rmtree(folder.path)
-    named = set()
-    for folder in folders[-keep:]:
-        named |= {(folder.path / name).resolve() for name in load_manifest(folder.path)["files"]}
+    named = {
+        (folder.path / name).resolve() for folder in kept for name in manifests[folder]["files"]
+    }
     for directory in (path for path in root.iterdir() if path.is_dir()):
         if _STEP_NAME.fullmatch(directory.name) or directory.name.startswith("."):
             continue

@@ -51,6 +51,7 @@ class StatusWriter(RunWriter):
             "total_timesteps": config.total_timesteps,
             "progress": 0.0,
             "reward": None,
+            "games": 0,
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "started_at": _now(),
@@ -71,6 +72,7 @@ class StatusWriter(RunWriter):
             case EventType.TRAINING_STEP:
                 self._set_step(data["step"])
                 self._status["reward"] = plain(data.get("reward"))
+                self._status["games"] = plain(data.get("games"))
             case EventType.RUN_COMPLETED:
                 self._status.update(state=data["state"], reward=plain(data.get("reward")))
                 self._set_step(data["step"])

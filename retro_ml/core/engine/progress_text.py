@@ -82,7 +82,11 @@ def score_words(reward: float | None, games: int) -> str:
 
 def summary_lines(result: "ExperimentResult", *, title: str) -> list[tuple[str, str]]:
     """The end of a run as pairs of a heading and its text."""
-    took = f"{title}, {result.agent_steps:,} agent steps in {duration(result.training_time)}"
+    took = f"{title}, {result.agent_steps:,} agent steps"
+    if result.training_time > 0:
+        took += f" in {duration(result.training_time)}"
+    else:
+        took += ", before; more of them with a higher --total-timesteps"
     reason = result.error or took
     lines = {
         "completed": [("done", took)],

@@ -1,56 +1,243 @@
-"""Making a run's folder, or one clear message and nothing left behind."""
+"""A run's folder: made, gone on with, or one clear message and nothing touched.
 
+`open_run` decides by what it finds there: nothing is a new run; an interrupted run of the same
+config goes on from its newest whole checkpoint; a finished one is left alone; one of another config
+is refused. All of it happens under the run's lock, which the caller releases.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from pydantic import ValidationError
+
+from retro_ml.core.artifacts.checkpoint_files import choose_checkpoint
 from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically
-from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.core.engine.run_lock import RunLock, RunLocked
+from retro_ml.core.experiments.config import ExperimentConfig, config_faults
+from retro_ml.core.experiments.differences import continue_config, describe_differences
+from retro_ml.core.experiments.options import RunOptions
+
+logger = logging.getLogger("retro_ml.engine")
 
 
 class BadRunFolder(ValueError):
-    """The run's folder cannot be made; the message says what to choose instead."""
+    """The run cannot be made or gone on with; the message says what to do instead."""
 
     exit_code = 2
 
 
-def make_run_folder(config: ExperimentConfig) -> None:
-    """Make `<output_dir>/<experiment_id>` with config.json in it. Raises BadRunFolder.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRun:
+    """A run that this process holds the lock of."""
 
-    Making the last folder is atomic: of two runs with one experiment id, one is refused.
+    config: ExperimentConfig
+    """As it goes on: what was stored, with the folder and the length that were given."""
+    lock: RunLock
+    restore_from: Path | None = None
+    """The checkpoint to go on from."""
+    finished: dict[str, Any] | None = None
+    """status.json of a run that has nothing left to do."""
+    notices: tuple[str, ...] = ()
+    """What the user should know about it."""
+
+
+def open_run(
+    config: ExperimentConfig, options: RunOptions, *, notice: Callable[[str], None]
+) -> OpenRun:
+    """Locks the run's folder, made if need be, and tells how to go on.
+
+    Args:
+        config: as it was given.
+        options: `restart_behavior`, `stop_score`.
+        notice: is told at once why opening takes time.
+
+    Raises:
+        BadRunFolder: with everything as it was before.
     """
     folder = config.paths.experiment_dir
+    if options.restart_behavior == "restart" and config.paths.config_path.exists():
+        aside = _move_aside(config, notice)
+        opened = _open(config, options, notice)
+        return OpenRun(config=config, lock=opened.lock, notices=(f"the old run is in {aside}",))
+    if options.restart_behavior == "fail" and os.path.lexists(folder):
+        raise BadRunFolder(
+            f"experiment_id: {config.experiment_id} -> {folder} exists already; "
+            "choose another --experiment-id, or --restart-behavior resume or restart"
+        )
+    return _open(config, options, notice)
+
+
+def save_config(config: ExperimentConfig) -> None:
+    """Replaces config.json. Raises ArtifactError."""
+    text = config.model_dump_json(indent=2) + "\n"
+    replace_atomically(config.paths.config_path, lambda file: file.write(text.encode()))
+
+
+def _open(config: ExperimentConfig, options: RunOptions, notice: Callable[[str], None]) -> OpenRun:
     made: list[Path] = []
     try:
-        for parent in reversed(list(_missing_parents(folder))):
-            parent.mkdir(exist_ok=True)
-            made.append(parent)
-        folder.mkdir()
-        made.append(folder)
-        text = config.model_dump_json(indent=2) + "\n"
-        replace_atomically(config.paths.config_path, lambda file: file.write(text.encode()))
-    except FileExistsError as error:
+        _make_folders(config, made)
+        lock = _lock(config, notice)
+    except BadRunFolder:
         _remove_folders(made)
-        raise BadRunFolder(_already_there(config, folder, error)) from None
-    except (OSError, ValueError, ArtifactError) as error:
+        raise
+    try:
+        if not config.paths.config_path.exists():
+            _begin_new(config)
+            return OpenRun(config=config, lock=lock)
+        return _go_on(config, options, lock)
+    except BaseException:
+        lock.release()
         _remove_folders(made)
+        raise
+
+
+def _go_on(config: ExperimentConfig, options: RunOptions, lock: RunLock) -> OpenRun:
+    stored = _load_config(config)
+    differences = describe_differences(stored, config)
+    if differences:
         raise BadRunFolder(
-            f"output_dir: {config.output_dir} -> cannot make {folder}: {_reason(error)}; "
-            "choose a folder that can be written (--output-dir)"
+            f"experiment_id: {config.experiment_id} -> {config.paths.experiment_dir} holds a run "
+            f"of another config ({'; '.join(differences)}); choose another --experiment-id, or "
+            "--restart-behavior restart to begin anew and keep that folder aside"
+        )
+    going_on = continue_config(stored, config)
+    status = _load_status(config)
+    if _is_finished(status, going_on, options):
+        return OpenRun(config=going_on, lock=lock, finished=status)
+    notices = []
+    if going_on.total_timesteps != stored.total_timesteps:
+        try:
+            save_config(going_on)
+        except ArtifactError as error:
+            raise BadRunFolder(str(error)) from None
+        notices.append(
+            f"longer than before: {going_on.total_timesteps:,} agent steps "
+            f"instead of {stored.total_timesteps:,}"
+        )
+    checkpoint, damaged = choose_checkpoint(config.paths.checkpoints_dir)
+    notices += [f"warning: a checkpoint is left aside: {fault}" for fault in damaged]
+    if checkpoint is None:
+        notices.append("no checkpoint there yet: beginning at the start")
+    return OpenRun(
+        config=going_on,
+        lock=lock,
+        restore_from=None if checkpoint is None else checkpoint.path,
+        notices=tuple(notices),
+    )
+
+
+def _is_finished(status: dict[str, Any], config: ExperimentConfig, options: RunOptions) -> bool:
+    if status.get("state") != "completed":
+        return False
+    if status["step"] >= config.total_timesteps:
+        return True
+    score, enough = status.get("reward"), options.stop_score
+    return score is not None and enough is not None and score >= enough
+
+
+def _begin_new(config: ExperimentConfig) -> None:
+    folder = config.paths.experiment_dir
+    foreign = [path.name for path in folder.iterdir() if path != config.paths.lock_path]
+    if foreign:
+        raise BadRunFolder(
+            f"experiment_id: {config.experiment_id} -> {folder} is not a run's folder (no "
+            f"{config.paths.config_path.name}) and not empty; choose another --experiment-id"
+        )
+    try:
+        save_config(config)
+    except ArtifactError as error:
+        raise _cannot_make(config, error) from None
+
+
+def _load_config(config: ExperimentConfig) -> ExperimentConfig:
+    path = config.paths.config_path
+    try:
+        return ExperimentConfig.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        reason = "; ".join(config_faults(error))
+    except OSError as error:
+        reason = _reason(error)
+    raise BadRunFolder(
+        f"experiment_id: {config.experiment_id} -> {path} cannot be read ({reason}); mend it, or "
+        "choose --restart-behavior restart to begin anew and keep that folder aside"
+    )
+
+
+def _load_status(config: ExperimentConfig) -> dict[str, Any]:
+    """Empty where the run ended before its first one, or where there is no telling."""
+    try:
+        status = json.loads(config.paths.status_path.read_bytes())
+        return status if isinstance(status.get("step"), int) else {}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _move_aside(config: ExperimentConfig, notice: Callable[[str], None]) -> Path:
+    """Renames a run's folder, of which no driver is alive."""
+    folder = config.paths.experiment_dir
+    lock = _lock(config, notice)
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    aside = folder.with_name(f"{folder.name}.before-{stamp}")
+    try:
+        os.rename(folder, aside)
+    except OSError as error:
+        raise _cannot_make(config, error) from None
+    finally:
+        lock.release()
+    # The lock's file went along, and is nobody's now.
+    (aside / config.paths.lock_path.name).unlink(missing_ok=True)
+    return aside
+
+
+def _lock(config: ExperimentConfig, notice: Callable[[str], None]) -> RunLock:
+    lock = RunLock(config.paths.lock_path)
+    try:
+        lock.acquire(notice=notice)
+    except RunLocked as holder:
+        raise BadRunFolder(
+            f"experiment_id: {config.experiment_id} -> it is being trained by {holder}; "
+            "wait for its end, or choose another --experiment-id"
         ) from None
+    except OSError as error:
+        raise _cannot_make(config, error) from None
+    return lock
+
+
+def _make_folders(config: ExperimentConfig, made: list[Path]) -> None:
+    folder = config.paths.experiment_dir
+    try:
+        for path in [*reversed(list(_missing_parents(folder))), folder]:
+            if not path.is_dir():
+                path.mkdir()
+                made.append(path)
+    except FileExistsError as error:
+        if not folder.is_dir():
+            blocked = error.filename or folder
+            raise BadRunFolder(
+                f"output_dir: {config.output_dir} -> {blocked} is in the way and is no folder"
+            ) from None
+    except (OSError, ValueError) as error:
+        raise _cannot_make(config, error) from None
+
+
+def _cannot_make(config: ExperimentConfig, error: Exception) -> BadRunFolder:
+    return BadRunFolder(
+        f"output_dir: {config.output_dir} -> cannot make {config.paths.experiment_dir}: "
+        f"{_reason(error)}; choose a folder that can be written (--output-dir)"
+    )
 
 
 def _missing_parents(folder: Path) -> list[Path]:
     return [parent for parent in folder.parents if not os.path.lexists(parent)]
-
-
-def _already_there(config: ExperimentConfig, folder: Path, error: FileExistsError) -> str:
-    if not folder.is_dir():
-        blocked = error.filename or folder
-        return f"output_dir: {config.output_dir} -> {blocked} is in the way and is no folder"
-    return (
-        f"experiment_id: {config.experiment_id} -> {folder} exists already; "
-        "choose another --experiment-id, or move that folder away"
-    )
 
 
 def _reason(error: Exception) -> str:

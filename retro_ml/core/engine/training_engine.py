@@ -1,14 +1,16 @@
 """The order of a run, from a config to its result.
 
-Folder, config.json, log, the user's subscribers, the writers, the launcher, the end. The engine
-knows a Launcher, not what executes it.
+Folder, lock, config.json, log, the user's subscribers, the writers, the launcher, the end. The
+engine knows a Launcher, not what executes it.
 """
 
 import logging
+import platform
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from signal import Signals
 from typing import Any
 
@@ -18,7 +20,8 @@ from retro_ml.core.artifacts.writers import build_writers
 from retro_ml.core.engine.launcher import Launcher, LaunchError, Trial, TrialEnd
 from retro_ml.core.engine.progress import Progress, build_progress
 from retro_ml.core.engine.result import ExperimentResult
-from retro_ml.core.engine.run_folder import BadRunFolder, make_run_folder
+from retro_ml.core.engine.run_folder import BadRunFolder, OpenRun, open_run, save_config
+from retro_ml.core.engine.run_lock import RunLock
 from retro_ml.core.engine.run_log import RunLog
 from retro_ml.core.engine.stop_signals import StopSignals
 from retro_ml.core.experiments.config import ExperimentConfig
@@ -47,35 +50,52 @@ class TrainingEngine:
         self._options = RunOptions() if options is None else options
         self._tally = _Tally()
         self._watched: list[RunWriter | RunLog] = []
+        self._lock: RunLock
 
     def run(self) -> ExperimentResult:
         """Train to the end, however it comes.
 
-        Training failures are reported by the result. Raises BadRunFolder (a ValueError) when the
-        run's folder cannot be made; nothing is left behind then.
+        An interrupted run of the same config goes on from its newest checkpoint; a finished one is
+        left as it is and told again. Training failures are reported by the result. Raises
+        BadRunFolder (a ValueError) when the run's folder cannot be made or holds another run;
+        nothing is left behind then.
         """
         started_s = time.monotonic()
-        make_run_folder(self._config)
         progress = build_progress(self._config, self._options, sys.stderr)
-        with RunLog(self._config.paths.log_path, notice=progress.notice) as log, progress:
-            if self._config.game.note is not None:
-                logger.info("%s", self._config.game.note)
-                progress.notice(self._config.game.note)
-            writers = build_writers(self._config)
-            self._watched = [*writers, log]
-            with self._stop_signals(progress) as stop, _attached(self._bus, writers, progress):
-                end = self._announce(self._launch(stop))
-            result = self._result(end, training_time_s=time.monotonic() - started_s)
-            logger.info("%s, exit code %d", result.state, result.exit_code)
+        opened = open_run(self._config, self._options, notice=progress.notice)
+        self._config = opened.config
+        try:
+            if opened.finished is not None:
+                result = self._finished(opened.finished)
+            else:
+                result = self._train(opened, progress, started_s=started_s)
+        finally:
+            opened.lock.release()
         progress.summarize(result)
         return result
 
-    def _launch(self, stop: StopSignals) -> TrialEnd:
+    def _train(self, opened: OpenRun, progress: Progress, *, started_s: float) -> ExperimentResult:
+        self._lock = opened.lock
+        with RunLog(self._config.paths.log_path, notice=progress.notice) as log, progress:
+            for note in [self._config.game.note, *opened.notices]:
+                if note is not None:
+                    logger.info("%s", note)
+                    progress.notice(note)
+            writers = build_writers(self._config)
+            self._watched = [*writers, log]
+            with self._stop_signals(progress) as stop, _attached(self._bus, writers, progress):
+                end = self._announce(self._launch(stop, opened.restore_from))
+            result = self._result(end, training_time_s=time.monotonic() - started_s)
+            logger.info("%s, exit code %d", result.state, result.exit_code)
+        return result
+
+    def _launch(self, stop: StopSignals, restore_from: Path | None) -> TrialEnd:
         write_error = self._write_error()
         if write_error is not None:
             return self._failed(str(write_error), exit_code=1)
         try:
-            ends = self._launcher.launch([Trial(self._config)], self._publish, self._options)
+            trial = Trial(self._config, restore_from)
+            ends = self._launcher.launch([trial], self._publish, self._options)
             end = self._own_end(ends)
         except LaunchError as error:
             end = self._failed(str(error), exit_code=LaunchError.exit_code)
@@ -88,9 +108,25 @@ class TrainingEngine:
 
     def _publish(self, event: MetricEvent) -> None:
         self._tally.take(event)
+        if event.event_type is EventType.RUN_STARTED:
+            self._note_start(event.data)
         self._bus.emit(event)
         if self._write_error() is not None:
             self._launcher.request_stop()
+
+    def _note_start(self, data: dict[str, Any]) -> None:
+        """Who trains, for the lock; and the precision, which a resume takes over."""
+        if data.get("host") == platform.node() and data.get("pid") is not None:
+            self._lock.note_trainer(data["pid"])
+        precision = data.get("precision")
+        resources = self._config.resources
+        if precision is not None and resources.precision != precision:
+            resources = resources.model_copy(update={"precision": precision})
+            self._config = self._config.model_copy(update={"resources": resources})
+            try:
+                save_config(self._config)
+            except ArtifactError as error:  # the writers find the same, and end the run
+                logger.error("%s", error)
 
     def _announce(self, end: TrialEnd) -> TrialEnd:
         if end.state != "failed":
@@ -135,6 +171,14 @@ class TrainingEngine:
             games=self._tally.games,
             exit_code=end.exit_code,
         )
+
+    def _finished(self, status: dict[str, Any]) -> ExperimentResult:
+        """A run that ended before: nothing of it is touched."""
+        self._tally.step = status["step"]
+        self._tally.reward = status.get("reward")
+        self._tally.games = status.get("games", 0)
+        end = TrialEnd(self._config.experiment_id, "completed")
+        return self._result(end, training_time_s=0.0)
 
     def _stop_signals(self, progress: Progress) -> StopSignals:
         def ask_to_stop() -> None:

@@ -49,8 +49,9 @@ from retro_ml.core.experiments.sections import (
 )
 from retro_ml.core.experiments.seeds import MAX_SEED
 
-# A2C and DQN update so often that one `train()` must hold many updates: its own cost is fixed.
-_MIN_ITERATION_AGENT_STEPS = 1_000
+# A2C and DQN update so often that one `train()` must hold many updates: its own cost is fixed. DQN
+# is the slowest, and a run that is to stop does so at an iteration's end.
+_MIN_ITERATION_AGENT_STEPS = {"A2C": 1_000, "DQN": 250}
 
 # The default of fields that a validator fills; their type is what everybody else sees.
 _TO_BE_FILLED: Any = None
@@ -161,7 +162,8 @@ class ExperimentConfig(FrozenModel):
         rollout_agent_steps = self.num_games * self.settings.rollout_length
         if self.algorithm == "PPO":
             return rollout_agent_steps
-        return -(-_MIN_ITERATION_AGENT_STEPS // rollout_agent_steps) * rollout_agent_steps
+        least = _MIN_ITERATION_AGENT_STEPS[self.algorithm]
+        return -(-least // rollout_agent_steps) * rollout_agent_steps
 
     @property
     def paths(self) -> RunPaths:

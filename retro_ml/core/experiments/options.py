@@ -12,6 +12,11 @@ from retro_ml.core.experiments.fields import FrozenModel, Real
 class RunOptions(FrozenModel):
     """Options of one call."""
 
+    restart_behavior: Literal["resume", "restart", "fail"] = Field(
+        default="resume",
+        description="where the experiment exists already: go on with it, begin anew and keep the "
+        "old folder aside, or refuse",
+    )
     stop_score: Real | None = Field(
         default=None,
         description="stop as soon as the mean score of the last 100 games reaches this",

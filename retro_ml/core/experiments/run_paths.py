@@ -29,6 +29,11 @@ class RunPaths:
         return self.experiment_dir / "config.json"
 
     @property
+    def lock_path(self) -> Path:
+        """There while a driver works on the run."""
+        return self.experiment_dir / "run.lock"
+
+    @property
     def status_path(self) -> Path:
         """State, progress, process id, error and the versions in use."""
         return self.experiment_dir / "status.json"

@@ -1,20 +1,55 @@
-"""The run's folder: made whole, or one message and nothing left behind."""
+"""The run's folder: made, gone on with, or one message and nothing touched."""
 
 import errno
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from retro_ml.core.engine.run_folder import BadRunFolder, make_run_folder
+from retro_ml.core.artifacts.checkpoint_files import save_checkpoint_folder
+from retro_ml.core.engine.run_folder import BadRunFolder, OpenRun, open_run
+from retro_ml.core.engine.run_lock import RunLock
 from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.core.experiments.options import RunOptions
 
 pytestmark = pytest.mark.unit
 
 
-def make_config(output_dir: Path) -> ExperimentConfig:
-    return ExperimentConfig(game_id="breakout", experiment_id="x", output_dir=str(output_dir))
+def make_config(output_dir: Path, **fields: Any) -> ExperimentConfig:
+    given = {"game_id": "breakout", "experiment_id": "x", "total_timesteps": 5000, **fields}
+    return ExperimentConfig(output_dir=str(output_dir), **given)
+
+
+@contextmanager
+def opened(config: ExperimentConfig, **options: Any) -> Iterator[OpenRun]:
+    run = open_run(config, RunOptions(**options), notice=lambda text: None)
+    try:
+        yield run
+    finally:
+        run.lock.release()
+
+
+def make_run_folder(config: ExperimentConfig) -> None:
+    with opened(config):
+        pass
+
+
+def save_status(config: ExperimentConfig, **values: Any) -> None:
+    config.status_path.write_text(json.dumps({"state": "interrupted", "step": 0, **values}))
+
+
+def save_checkpoint(config: ExperimentConfig, agent_steps: int, score: float | None = 1.0) -> Path:
+    def write(folder: Path) -> list[Path]:
+        (folder / "weights").write_bytes(b"w" * agent_steps)
+        return []
+
+    target = config.paths.checkpoint_dir(agent_steps)
+    save_checkpoint_folder(target, write, facts={"agent_steps": agent_steps, "score": score})
+    return target
 
 
 def test_the_folder_holds_the_config_alone(tmp_path: Path) -> None:
@@ -25,20 +60,176 @@ def test_the_folder_holds_the_config_alone(tmp_path: Path) -> None:
     assert ExperimentConfig.model_validate_json(config.config_path.read_text()) == config
 
 
-def test_an_existing_experiment_is_refused_untouched(tmp_path: Path) -> None:
-    make_run_folder(make_config(tmp_path))
+def test_an_interrupted_run_goes_on_from_its_newest_whole_checkpoint(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    with opened(config) as run:
+        assert (run.restore_from, run.finished) == (None, None)
+    save_checkpoint(config, 1000)
+    newest = save_checkpoint(config, 2000)
+    save_status(config)
+
+    with opened(make_config(tmp_path)) as run:
+        assert (run.restore_from, run.finished) == (newest, None)
+        assert run.config == config  # created_at too, which is the first call's
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "no manifest", "torn manifest"])
+def test_a_damaged_checkpoint_is_never_chosen(tmp_path: Path, damage: str) -> None:
+    config = make_config(tmp_path)
+    make_run_folder(config)
+    older, newest = save_checkpoint(config, 1000), save_checkpoint(config, 2000)
+    weights, manifest = newest / "weights", newest / "manifest.json"
+    match damage:
+        case "truncate":
+            weights.write_bytes(b"w" * 1999)
+        case "flip":
+            weights.write_bytes(b"w" * 1999 + b"v")
+        case "no manifest":
+            manifest.unlink()
+        case "torn manifest":
+            manifest.write_bytes(manifest.read_bytes()[:-20])
+
+    with opened(config) as run:
+        assert run.restore_from == older
+        (warning,) = run.notices
+        assert warning.startswith("warning: a checkpoint is left aside")
+        assert "step-2000" in warning
+    assert not newest.exists()
+
+
+def test_a_run_of_another_config_is_refused_with_the_differences(tmp_path: Path) -> None:
+    make_run_folder(make_config(tmp_path, seed=1))
+    before = (tmp_path / "x" / "config.json").read_bytes()
+    other = make_config(tmp_path, seed=2, total_timesteps=4000, ppo={"clip": 0.2})
+
+    with pytest.raises(BadRunFolder) as caught:
+        make_run_folder(other)
+
+    text = str(caught.value)
+    assert "seed: 1 there, 2 now" in text
+    assert "ppo.clip: 0.1 there, 0.2 now" in text
+    assert "total_timesteps: 5,000 there, 4,000 now" in text
+    assert "--restart-behavior restart" in text
+    assert "\n" not in text
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["config.json"]
+    assert (tmp_path / "x" / "config.json").read_bytes() == before
+
+
+def test_a_finished_run_is_left_alone_unless_it_shall_be_longer(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    make_run_folder(config)
+    checkpoint = save_checkpoint(config, 5120)
+    save_status(config, state="completed", step=5120, reward=3.0)
+
+    with opened(config) as run:
+        assert run.finished is not None
+        assert run.finished["reward"] == 3.0
+    with opened(make_config(tmp_path, total_timesteps=9000)) as run:
+        assert run.finished is None
+        assert run.restore_from == checkpoint
+        assert run.config.total_timesteps == run.config.schedule_agent_steps == 9000
+    stored = ExperimentConfig.model_validate_json(config.config_path.read_text())
+    assert stored.total_timesteps == 9000
+
+
+def test_a_run_that_was_stopped_early_goes_on_unless_its_score_is_reached(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    make_run_folder(config)
+    save_status(config, state="completed", step=1024, reward=3.0)
+
+    with opened(config) as run:
+        assert run.finished is None
+    with opened(config, stop_score=2.5) as run:
+        assert run.finished is not None
+    with opened(config, stop_score=3.5) as run:
+        assert run.finished is None
+
+
+def test_the_precision_that_was_chosen_stays(tmp_path: Path) -> None:
+    config = make_config(tmp_path, resources={"precision": "bf16"})
+    make_run_folder(config)
+    with opened(make_config(tmp_path)) as run:  # auto
+        assert run.config.resources.precision == "bf16"
+    with pytest.raises(BadRunFolder, match=r"resources\.precision: bf16 there, fp32 now"):
+        make_run_folder(make_config(tmp_path, resources={"precision": "fp32"}))
+
+
+def test_a_run_can_be_taken_up_in_another_place(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "a")
+    make_run_folder(config)
+    save_checkpoint(config, 1000)
+    (tmp_path / "a").rename(tmp_path / "b")
+
+    moved = make_config(tmp_path / "b")
+    with opened(moved) as run:
+        assert run.restore_from == moved.paths.checkpoint_dir(1000)
+        assert run.config.output_dir == str(tmp_path / "b")
+
+
+def test_restart_keeps_the_old_folder_aside(tmp_path: Path) -> None:
+    make_run_folder(make_config(tmp_path, seed=1))
     (tmp_path / "x" / "model.zip").write_text("mine")
 
-    with pytest.raises(BadRunFolder, match=r"experiment_id: x -> .*choose another"):
-        make_run_folder(make_config(tmp_path))
+    with opened(make_config(tmp_path, seed=2), restart_behavior="restart") as run:
+        assert (run.restore_from, run.finished) == (None, None)
+        assert run.config.seed == 2
+    (aside,) = (path for path in tmp_path.iterdir() if path.name != "x")
+    assert aside.name.startswith("x.before-")
+    assert sorted(path.name for path in aside.iterdir()) == ["config.json", "model.zip"]
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["config.json"]
 
-    assert (tmp_path / "x" / "model.zip").read_text() == "mine"
+
+def test_fail_refuses_what_is_there(tmp_path: Path) -> None:
+    with opened(make_config(tmp_path), restart_behavior="fail"):
+        pass
+    with pytest.raises(BadRunFolder, match=r"experiment_id: x -> .*exists already"):
+        open_run(
+            make_config(tmp_path), RunOptions(restart_behavior="fail"), notice=lambda text: None
+        )
+
+
+def test_a_folder_of_something_else_is_refused_untouched(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "thesis.tex").write_text("mine")
+    with pytest.raises(BadRunFolder, match="not a run's folder"):
+        make_run_folder(make_config(tmp_path))
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"seed": 1}', "\0\xff"])
+def test_a_damaged_config_is_told(tmp_path: Path, text: str) -> None:
+    config = make_config(tmp_path)
+    make_run_folder(config)
+    config.config_path.write_text(text)
+    with pytest.raises(BadRunFolder, match=r"config\.json cannot be read") as caught:
+        make_run_folder(config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"step": "many"}', "7"])
+def test_a_damaged_status_means_interrupted(tmp_path: Path, text: str) -> None:
+    config = make_config(tmp_path)
+    make_run_folder(config)
+    config.status_path.write_text(text)
+    with opened(config) as run:
+        assert run.finished is None
+
+
+def test_the_second_driver_is_refused(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    with opened(config):
+        for behavior in ("resume", "restart"):
+            with pytest.raises(BadRunFolder, match=f"being trained by process {os.getpid()}"):
+                open_run(config, RunOptions(restart_behavior=behavior), notice=lambda text: None)
+    lock = RunLock(config.paths.lock_path)
+    lock.acquire(notice=lambda text: None)
+    lock.release()
 
 
 def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for output_dir in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(BadRunFolder, match=r"output_dir: .*Not a directory"):
+        with pytest.raises(BadRunFolder, match=r"output_dir: .*(Not a directory|in the way)"):
             make_run_folder(make_config(output_dir))
     (tmp_path / "x").write_text("mine")
     with pytest.raises(BadRunFolder, match="in the way"):

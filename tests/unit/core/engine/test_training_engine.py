@@ -1,5 +1,6 @@
 """The order of a run, with a scripted launcher: results, files, faults, signals, logs."""
 
+import dataclasses
 import errno
 import json
 import logging
@@ -40,6 +41,7 @@ class ScriptedLauncher:
         self.launched = 0
         self.config: ExperimentConfig
         self.options: RunOptions
+        self.restore_from: Path | None = None
         self._publish: Callable[[MetricEvent], None]
 
     def launch(
@@ -51,6 +53,7 @@ class ScriptedLauncher:
         """Play the script."""
         self.launched += 1
         self.config, self.options, self._publish = trials[0].config, options, publish
+        self.restore_from = trials[0].restore_from
         end = self.script(self)
         if isinstance(end, TrialEnd):
             return [end]
@@ -151,7 +154,9 @@ def test_a_run_leaves_its_result_and_every_file(config: ExperimentConfig) -> Non
         "checkpoints",
     }
     text = config.config_path.read_text()
-    assert ExperimentConfig.model_validate_json(text) == config
+    stored = ExperimentConfig.model_validate_json(text)
+    assert stored.resources.precision == "fp32"  # what "auto" came to
+    assert stored.model_copy(update={"resources": config.resources}) == config
     last = json.loads(result.metrics_path.read_text())["metrics"][-1]
     assert {key: last[key] for key in last if key != "timestamp"} == {
         "type": "run_completed",
@@ -296,11 +301,48 @@ def test_a_bad_folder_is_refused_before_anything_begins(config: ExperimentConfig
     before = {path: path.read_bytes() for path in config.experiment_dir.glob("*.*")}
     bus = MetricEventBus()
 
-    with pytest.raises(ValueError, match="experiment_id: x -> "):
-        run(config, train, bus)
+    with pytest.raises(ValueError, match="experiment_id: x -> .*seed: 0 there, 1 now"):
+        run(make_config(Path(config.output_dir), seed=1), train, bus)
 
     assert bus.history() == []
     assert {path: path.read_bytes() for path in config.experiment_dir.glob("*.*")} == before
+
+
+def test_a_finished_run_is_told_again_and_left_alone(config: ExperimentConfig) -> None:
+    first = run(config, train)
+    before = {path: path.read_bytes() for path in config.experiment_dir.glob("*.*")}
+    bus = MetricEventBus()
+
+    again = run(config, train, bus)
+
+    assert dataclasses.replace(again, training_time=first.training_time) == first
+    assert bus.history() == []
+    assert {path: path.read_bytes() for path in config.experiment_dir.glob("*.*")} == before
+
+
+def test_an_interrupted_run_goes_on_from_its_checkpoint(config: ExperimentConfig) -> None:
+    def train_half(launcher: ScriptedLauncher) -> str:
+        launcher.train(iterations=1)
+        return "interrupted"
+
+    def go_on(launcher: ScriptedLauncher) -> None:
+        seen.append(launcher.restore_from)
+        launcher.tell(EventType.RUN_STARTED, from_step=10, device="cpu", precision="fp32")
+        launcher.tell(EventType.TRAINING_STEP, step=20, reward=5.0, games=2)
+
+    seen: list[Path | None] = []
+    assert run(config, train_half).exit_code == 130
+    result = run(config, go_on)
+
+    assert seen == [config.paths.checkpoint_dir(10)]
+    assert (result.state, result.agent_steps, result.final_reward) == ("completed", 20, 5.0)
+    rows = json.loads(config.metrics_path.read_text())["metrics"]
+    assert [(row["type"], row["step"]) for row in rows] == [
+        ("episode_finished", 10),
+        ("training_step", 10),
+        ("training_step", 20),
+        ("run_completed", 20),
+    ]
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -150,7 +150,7 @@ def test_extending_a_saved_run_keeps_its_schedule() -> None:
     [
         ({"algorithm": "PPO"}, 8 * 128),
         ({"algorithm": "A2C"}, 1_040),  # 13 rollouts of 16 x 5
-        ({"algorithm": "DQN"}, 1_008),  # 63 rollouts of 4 x 4
+        ({"algorithm": "DQN"}, 256),  # 16 rollouts of 4 x 4
         ({"algorithm": "A2C", "a2c": {"rollout_length": 100}}, 1_600),
         ({"algorithm": "A2C", "resources": {"games_per_env_runner": 200}}, 1_000),
     ],

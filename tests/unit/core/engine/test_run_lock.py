@@ -1,0 +1,172 @@
+"""The lock of a run: one holder, and who may take over when."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retro_ml.core.engine import run_lock
+from retro_ml.core.engine.run_lock import Lease, Process, RunLock, RunLocked, read_started_ticks
+
+pytestmark = pytest.mark.unit
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from retro_ml.core.engine.run_lock import RunLock
+lock = RunLock(Path(sys.argv[1]))
+lock.acquire(notice=print)
+if len(sys.argv) > 2:
+    lock.note_trainer(int(sys.argv[2]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def acquire(path: Path, *, lease_s: float = 0.3) -> tuple[RunLock, list[str]]:
+    said: list[str] = []
+    lock = RunLock(path)
+    lock.acquire(lease_s=lease_s, notice=said.append)
+    return lock, said
+
+
+def hold(path: Path, *arguments: str) -> subprocess.Popen[str]:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path), *arguments], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+def kill(process: subprocess.Popen[Any]) -> None:
+    process.kill()
+    process.wait()
+
+
+def write_lease(path: Path, **fields: Any) -> None:
+    values = {"host": "far", "boot_id": "another", "nonce": "n", "driver": Process(1, 1)}
+    path.write_text(json.dumps(asdict(Lease(**{**values, **fields}))).ljust(1023) + "\n")
+
+
+def test_nothing_remains_after_a_release(tmp_path: Path) -> None:
+    lock, _ = acquire(tmp_path / "run.lock")
+    lock.release()
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_living_holder_is_named_and_a_killed_one_taken_over_from_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    holder = hold(path)
+    with pytest.raises(RunLocked, match=f"process {holder.pid} on "):
+        acquire(path)
+    kill(holder)
+
+    lock, said = acquire(path, lease_s=60)
+    assert said == []
+    lock.release()
+
+
+def test_a_dead_drivers_trainer_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    with subprocess.Popen(["sleep", "60"]) as trainer:
+        kill(hold(path, str(trainer.pid)))
+        with pytest.raises(RunLocked, match=f"process {trainer.pid} on .*trains on"):
+            acquire(path)
+        threading.Timer(0.5, trainer.kill).start()
+        began_s = time.monotonic()
+        lock, said = acquire(path, lease_s=60)
+        assert time.monotonic() - began_s < 30
+        assert "waiting for the trainer" in said[0]
+        lock.release()
+
+
+def test_another_machines_holder_is_dead_when_its_counter_stands_still(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    write_lease(path)
+    lock, said = acquire(path)
+    assert said == ["waiting for process 1 on far, which may be alive, 0.3 s at most"]
+    lock.release()
+
+
+def test_another_machines_holder_is_alive_when_its_counter_moves(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    write_lease(path)
+    threading.Timer(0.5, lambda: write_lease(path, renewals=1)).start()
+    with pytest.raises(RunLocked, match="process 1 on far"):
+        acquire(path, lease_s=60)
+
+
+def test_of_two_machines_that_take_over_the_last_one_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.lock"
+    write_lease(path)
+    write = RunLock._write
+
+    def write_and_lose(lock: RunLock) -> None:
+        write(lock)
+        write_lease(path, host="faster", nonce="m")
+
+    monkeypatch.setattr(RunLock, "_write", write_and_lose)
+    with pytest.raises(RunLocked, match="on faster"):
+        acquire(path)
+
+
+def test_the_counter_moves_while_the_lock_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_lock, "RENEWAL_S", 0.01)
+    lock, _ = acquire(tmp_path / "run.lock")
+    end_s = time.monotonic() + 30
+    while json.loads((tmp_path / "run.lock").read_text())["renewals"] < 3:
+        assert time.monotonic() < end_s
+    lock.release()
+
+
+@pytest.mark.parametrize("content", ["", "\n", "{}", "[1]", "null", "x" * 5000])
+def test_a_torn_file_is_nobodys(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.lock").write_text(content)
+    lock, said = acquire(tmp_path / "run.lock", lease_s=60)
+    assert said == []
+    lock.release()
+
+
+def test_without_flock_the_process_itself_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(descriptor: int, operation: int) -> None:
+        raise OSError(95, os.strerror(95))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    lock, _ = acquire(tmp_path / "run.lock")
+    with pytest.raises(RunLocked, match=f"process {os.getpid()} on "):
+        acquire(tmp_path / "run.lock")
+    lock.release()
+
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    write_lease(tmp_path / "run.lock", boot_id=boot_id, driver=Process(os.getpid(), 1))
+    lock, said = acquire(tmp_path / "run.lock", lease_s=60)  # the number is another process's now
+    assert said == []
+    lock.release()
+
+
+def test_a_process_is_known_by_its_start(tmp_path: Path) -> None:
+    assert read_started_ticks(os.getpid()) == read_started_ticks(os.getpid())
+    process = subprocess.Popen(["sleep", "60"])
+    assert read_started_ticks(process.pid) is not None
+    process.send_signal(signal.SIGKILL)
+    end_s = time.monotonic() + 30
+    while read_started_ticks(process.pid) is not None:  # a zombie is no process any more
+        assert time.monotonic() < end_s
+    process.wait()
