@@ -26,6 +26,7 @@ import ray
 from ray._private import node, ray_constants
 from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
 
+from retro_ml.cluster.sweeper import Sweeper
 from retro_ml.core.engine.launcher import LaunchError
 from retro_ml.core.machine import count_cpus
 
@@ -137,8 +138,14 @@ def _embedded() -> Iterator[Cluster]:
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
         **_worker_environment(),
     }
+    sweeper = Sweeper(folder)
     try:
-        with environment(variables), _fresh_token(), _loopback_only(), _bare_head():
+        with (
+            environment(variables),
+            _fresh_token(),
+            _loopback_only(),
+            _bare_head(),
+        ):
             try:
                 with _own_signal_handlers():
                     ray.init(
@@ -150,12 +157,14 @@ def _embedded() -> Iterator[Cluster]:
                     )
             except Exception as error:
                 raise LaunchError(f"Ray cannot be started here: {_first_line(error)}") from error
+            sweeper.note_processes()
             try:
                 yield _describe(embedded=True, scratch_dir=folder)
             finally:
                 ray.shutdown()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        sweeper.dismiss()
 
 
 @contextmanager

@@ -17,20 +17,17 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from retro_ml.cluster.bus_bridge import BusBridge, experiment_id
 from retro_ml.cluster.connect import Cluster, connect, environment
+from retro_ml.cluster.plan import plan_run
 from retro_ml.cluster.trial_actor import EXPERIMENT, TrialActor, trial_config
 from retro_ml.cluster.worker_output import log_worker_output
 from retro_ml.core.engine.launcher import LaunchError, Trial, TrialEnd
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
-from retro_ml.core.machine import count_free_memory
 from retro_ml.core.metrics.event_bus import MetricEvent
 from retro_ml.rllib.names import AGENT_STEPS, SCORE
-from retro_ml.rllib.replay import ROW_BYTES
 
 logger = logging.getLogger("retro_ml.cluster")
 
-TRIAL_BYTES = 1_500_000_000
-"""Memory of a DQN trial and its embedded Ray without the replay (measured: 1.2 GB)."""
 TUNE_ENVIRONMENT = {
     # Our writers leave the artifacts; Tune's own loggers would double them.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -141,7 +138,7 @@ def build_experiment(trial: Trial, cluster: Cluster, stopper: RunStopper) -> Exp
     if cluster.embedded:
         check_memory(config)
     restore_from = None if trial.restore_from is None else str(trial.restore_from)
-    every = max(1, config.checkpointing.every_steps // config.iteration_agent_steps)
+    every = max(1, round(config.checkpointing.every_steps / config.iteration_agent_steps))
     return Experiment(
         config.experiment_id,
         run=TrialActor,
@@ -192,11 +189,11 @@ def check_memory(config: ExperimentConfig) -> None:
     """
     if config.algorithm != "DQN":
         return
-    size = config.dqn.replay_size or 0
-    needed, free = size * ROW_BYTES + TRIAL_BYTES, count_free_memory()
+    plan = plan_run(config)
+    needed, free = plan.memory_bytes, plan.free_memory_bytes
     if needed > free:
         raise LaunchError(
-            f"a replay of {size:,} transitions and the rest of the trial need "
+            f"a replay of {config.dqn.replay_size:,} transitions and the rest of the trial need "
             f"{needed / 1e9:.1f} GB of memory, but {free / 1e9:.1f} GB are free; "
             "lower dqn.replay_size"
         )

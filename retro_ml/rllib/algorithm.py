@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,16 +148,21 @@ class AtariAlgorithm(Algorithm):
             "algorithm": self.experiment.algorithm,
             "total_timesteps": self.experiment.total_timesteps,
             "from_step": self.from_step,
-            "device": self._learner_device(),
+            "device": self._ask_learner(lambda learner: str(learner.device)),
             "precision": self.config.model_config["precision"],
             "threads": torch.get_num_threads(),
             "host": platform.node(),
             "pid": os.getpid(),
         }
 
-    def _learner_device(self) -> str:
-        devices = self.learner_group.foreach_learner(lambda learner: str(learner.device))
-        return str(next(iter(devices)).get())
+    @property
+    def learning_rate(self) -> float:
+        """The step size of the last update."""
+        return float(self._ask_learner(lambda learner: learner.learning_rate))
+
+    def _ask_learner(self, question: Callable[[Any], Any]) -> Any:
+        """The answer of one of the learners, which are all alike."""
+        return next(iter(self.learner_group.foreach_learner(question))).get()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Saves the trial; under a run's folder the data go there, and a note of it here."""

@@ -26,7 +26,6 @@ LEARNER_COLUMNS = (
     "explained_variance",
     "loss",
     "q_mean",
-    "learning_rate",
 )
 
 
@@ -59,7 +58,7 @@ class RecordCallback(RLlibCallback):
             "iteration": progress.iteration,
             "frames": progress.frames,
             "games": progress.games,
-            **_learner_columns(result),
+            **_learner_columns(algorithm, result),
             **algorithm.training_columns(),
             "steps_per_s": steps / elapsed_s,
             "time_total_s": progress.time_total_s,
@@ -78,6 +77,8 @@ def _record(kind: str, data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _learner_columns(result: dict[str, Any]) -> dict[str, float]:
+def _learner_columns(algorithm: Any, result: dict[str, Any]) -> dict[str, float]:
+    """Means over the iteration's updates, and the step size of the last; nothing without any."""
     statistics = result.get(LEARNER_RESULTS, {}).get(DEFAULT_MODULE_ID, {})
-    return {name: float(statistics[name]) for name in LEARNER_COLUMNS if name in statistics}
+    columns = {name: float(statistics[name]) for name in LEARNER_COLUMNS if name in statistics}
+    return columns | {"learning_rate": algorithm.learning_rate} if columns else columns

@@ -63,10 +63,12 @@ class AtariLearner(TorchLearner):
         """Hands the statistics' means over the minibatches to RLlib."""
         means = {name: torch.stack(values).mean() for name, values in self._statistics.items()}
         self._statistics.clear()
-        means["learning_rate"] = torch.tensor(
-            self._get_optimizer_lr(self.get_optimizer(DEFAULT_MODULE_ID))
-        )
         self.metrics.log_dict(means, key=DEFAULT_MODULE_ID, window=1)
+
+    @property
+    def learning_rate(self) -> float:
+        """The optimizer's step size."""
+        return float(self._get_optimizer_lr(self.get_optimizer(DEFAULT_MODULE_ID)))
 
     def record(self, **statistics: Tensor) -> None:
         """Notes scalars of one minibatch."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -19,10 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retro_ml.core.experiments.faults import as_line
+
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
+MAX_MANIFEST_BYTES = 64 * 1024**2  # a segment of the replay takes 150, each checkpoint adds one
 _STEP_NAME = re.compile(r"step-(\d+)")
 _DAMAGED = "damaged-"
+_LONGEST_NAME = 100  # characters of a file's name that are shown
 
 
 class CheckpointError(ValueError):
@@ -64,8 +69,7 @@ def save_checkpoint_folder(
         manifest_path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         for path in [*files, *shared, manifest_path, building]:
             _flush(path)
-        if target.exists():
-            shutil.rmtree(target)
+        _remove(target)
         os.rename(building, target)
         _flush(target.parent)
     finally:
@@ -83,11 +87,19 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     """
     manifest = load_manifest(path)
     for name, expected in manifest["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise CheckpointError(f"{path}: {name} is missing")
-        if _describe(file) != expected:
-            raise CheckpointError(f"{path}: {name} is not what was saved (size or sha256 differs)")
+        file, shown = path / name, as_line(name, longest=_LONGEST_NAME)
+        # Shared files lie beside the checkpoint; one farther away was never ours.
+        if os.path.normpath(os.path.join(path.name, name)).startswith(("..", "/")):
+            raise CheckpointError(f"{path}: {shown} leads out of the run's checkpoints")
+        try:
+            if not file.is_file():
+                raise CheckpointError(f"{path}: {shown} is missing")
+            if not _is_as_described(file, expected):
+                raise CheckpointError(
+                    f"{path}: {shown} is not what was saved (size or sha256 differs)"
+                )
+        except OSError as error:
+            raise CheckpointError(f"{path}: {shown} cannot be read: {error.strerror}") from None
     return manifest
 
 
@@ -97,14 +109,21 @@ def load_manifest(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is none, or it is not one that this version reads.
     """
+    file = path / MANIFEST_NAME
     try:
-        manifest = json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no {MANIFEST_NAME}, so no complete checkpoint") from None
-    except (OSError, ValueError) as error:
+        if not file.is_file():
+            raise CheckpointError(f"{path}: no {MANIFEST_NAME}, so no complete checkpoint")
+        if file.stat().st_size > MAX_MANIFEST_BYTES:
+            raise CheckpointError(f"{path}: {MANIFEST_NAME} is too big to be one")
+        manifest = json.loads(file.read_bytes())
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: {MANIFEST_NAME} cannot be read: {error}") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise CheckpointError(f"{path}: {MANIFEST_NAME} is not a checkpoint's manifest")
+    if not _is_score(manifest.get("score")):
+        raise CheckpointError(f"{path}: the score in {MANIFEST_NAME} is no number")
     if manifest.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: written in format {manifest.get('format_version')}; "
@@ -122,20 +141,23 @@ def find_checkpoints(root: Path) -> list[CheckpointFolder]:
     return sorted(found, key=lambda folder: folder.agent_steps)
 
 
-def choose_checkpoint(root: Path) -> tuple[CheckpointFolder | None, list[str]]:
-    """The newest checkpoint under `root` that is whole, and what is wrong with newer ones.
+def choose_checkpoint(root: Path, *, at_most: float) -> tuple[CheckpointFolder | None, list[str]]:
+    """The newest whole checkpoint of up to `at_most` agent steps; what is wrong with newer ones.
 
-    Those are renamed to `damaged-step-N`, out of the way of what is saved next; the next save
-    removes them.
+    The damaged ones are renamed to `damaged-step-N`, out of the way of what is saved next; the next
+    save removes them.
     """
     faults = []
     for folder in reversed(find_checkpoints(root)):
         try:
             verify_checkpoint(folder.path)
+            if folder.agent_steps > at_most:
+                faults.append(f"{folder.path}: metrics.csv ends before it")
+                continue
         except CheckpointError as error:
             faults.append(str(error))
             aside = folder.path.with_name(f"{_DAMAGED}{folder.path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove(aside)
             os.rename(folder.path, aside)
         else:
             return folder, faults
@@ -150,28 +172,50 @@ def prune_checkpoints(root: Path, *, keep: int) -> None:
     under way.
     """
     for unfinished in [*root.glob(".step-*"), *root.glob(f"{_DAMAGED}*")]:
-        shutil.rmtree(unfinished)
+        _remove(unfinished)
     manifests = {}
     for folder in find_checkpoints(root):
         try:
             manifests[folder] = load_manifest(folder.path)
         except CheckpointError:
-            shutil.rmtree(folder.path)
+            _remove(folder.path)
     kept = set(list(manifests)[-keep:])
     scored = [folder for folder in manifests if manifests[folder].get("score") is not None]
     if scored:
         kept.add(max(scored, key=lambda folder: (manifests[folder]["score"], folder.agent_steps)))
     for folder in manifests.keys() - kept:
-        shutil.rmtree(folder.path)
+        _remove(folder.path)
     named = {
         (folder.path / name).resolve() for folder in kept for name in manifests[folder]["files"]
     }
     for directory in (path for path in root.iterdir() if path.is_dir()):
+        if directory.is_symlink():  # what it leads to is not the run's
+            continue
         if _STEP_NAME.fullmatch(directory.name) or directory.name.startswith("."):
             continue
         for path in directory.rglob("*"):
             if path.is_file() and path.resolve() not in named:
                 path.unlink()
+
+
+def _remove(path: Path) -> None:
+    """A folder with all in it, or a file or link that bears a checkpoint's name; or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_score(score: Any) -> bool:
+    if isinstance(score, float):
+        return math.isfinite(score)
+    return score is None or isinstance(score, int)
+
+
+def _is_as_described(path: Path, expected: Any) -> bool:
+    # The size first: whatever lies there in its place may take long to read.
+    size_bytes = expected.get("bytes") if isinstance(expected, dict) else None
+    return path.stat().st_size == size_bytes and _describe(path) == expected
 
 
 def _describe(path: Path) -> dict[str, Any]:

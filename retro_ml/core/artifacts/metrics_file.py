@@ -122,6 +122,18 @@ def read_rows(csv_path: Path) -> Iterator[dict[str, Any]]:
     return _read_lines(csv_path, _row)
 
 
+def read_last_whole_step(csv_path: Path) -> int:
+    """Agent steps of the last training_step before the first damaged line; 0 where none is."""
+    step = 0
+    try:
+        for row in read_rows(csv_path):
+            if row["type"] == EventType.TRAINING_STEP.value:
+                step = row["step"]
+    except ArtifactError as error:
+        logger.warning("%s", error)
+    return step
+
+
 def cut_rows(csv_path: Path, *, after_step: int) -> None:
     """Drop what an attempt going on from `after_step` agent steps writes anew, atomically.
 

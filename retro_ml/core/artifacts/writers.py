@@ -200,14 +200,8 @@ class LogWriter(_LinesWriter):
 class ModelWriter(RunWriter):
     """model.zip from each checkpoint's module.safetensors, so that a killed run has one too."""
 
-    def __init__(self, config: "ExperimentConfig") -> None:
-        super().__init__(config)
-        self._reward: float | None = None
-
     def _take(self, event: MetricEvent) -> None:
-        if event.event_type is EventType.TRAINING_STEP:
-            self._reward = event.data.get("reward")
-        elif event.event_type is EventType.CHECKPOINT_SAVED:
+        if event.event_type is EventType.CHECKPOINT_SAVED:
             self._save(event)
 
     def _save(self, event: MetricEvent) -> None:
@@ -228,7 +222,7 @@ class ModelWriter(RunWriter):
             },
             "observation": {"shape": [4, 84, 84], "dtype": "uint8"},
             "agent_steps": event.data["step"],
-            "score": plain(self._reward),
+            "score": plain(manifest.get("score")),
             "versions": installed_versions(),
             "created_at": event.to_dict()["timestamp"],
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from retro_ml.core.artifacts.checkpoint_files import choose_checkpoint
+from retro_ml.core.artifacts.checkpoint_files import CheckpointFolder, choose_checkpoint
+from retro_ml.core.artifacts.metrics_file import read_last_whole_step
 from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically
 from retro_ml.core.engine.run_lock import RunLock, RunLocked
 from retro_ml.core.experiments.config import ExperimentConfig, config_faults
@@ -41,7 +43,7 @@ class OpenRun:
     config: ExperimentConfig
     """As it goes on: what was stored, with the folder and the length that were given."""
     lock: RunLock
-    restore_from: Path | None = None
+    restore_from: CheckpointFolder | None = None
     """The checkpoint to go on from."""
     finished: dict[str, Any] | None = None
     """status.json of a run that has nothing left to do."""
@@ -123,14 +125,17 @@ def _go_on(config: ExperimentConfig, options: RunOptions, lock: RunLock) -> Open
             f"longer than before: {going_on.total_timesteps:,} agent steps "
             f"instead of {stored.total_timesteps:,}"
         )
-    checkpoint, damaged = choose_checkpoint(config.paths.checkpoints_dir)
-    notices += [f"warning: a checkpoint is left aside: {fault}" for fault in damaged]
+    rows = config.paths.metrics_csv_path
+    # After a power failure the rows may be fewer than those of the newest checkpoint.
+    at_most = read_last_whole_step(rows) if rows.exists() else math.inf
+    checkpoint, faults = choose_checkpoint(config.paths.checkpoints_dir, at_most=at_most)
+    notices += [f"warning: a checkpoint is left aside: {fault}" for fault in faults]
     if checkpoint is None:
         notices.append("no checkpoint there yet: beginning at the start")
     return OpenRun(
         config=going_on,
         lock=lock,
-        restore_from=None if checkpoint is None else checkpoint.path,
+        restore_from=checkpoint,
         notices=tuple(notices),
     )
 

@@ -10,10 +10,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from signal import Signals
 from typing import Any
 
+from retro_ml.core.artifacts.checkpoint_files import CheckpointFolder
+from retro_ml.core.artifacts.metrics_file import read_rows
 from retro_ml.core.artifacts.run_writer import RunWriter
 from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.artifacts.writers import build_writers
@@ -89,12 +90,14 @@ class TrainingEngine:
             logger.info("%s, exit code %d", result.state, result.exit_code)
         return result
 
-    def _launch(self, stop: StopSignals, restore_from: Path | None) -> TrialEnd:
+    def _launch(self, stop: StopSignals, restore_from: CheckpointFolder | None) -> TrialEnd:
         write_error = self._write_error()
         if write_error is not None:
             return self._failed(str(write_error), exit_code=1)
+        if restore_from is not None and restore_from.agent_steps >= self._config.total_timesteps:
+            return self._end_seen_from_here(self._conclude(restore_from), stop)
         try:
-            trial = Trial(self._config, restore_from)
+            trial = Trial(self._config, None if restore_from is None else restore_from.path)
             ends = self._launcher.launch([trial], self._publish, self._options)
             end = self._own_end(ends)
         except LaunchError as error:
@@ -105,6 +108,16 @@ class TrainingEngine:
             logger.exception("training failed")
             end = self._failed(f"{type(error).__name__}: {error}", exit_code=1)
         return self._end_seen_from_here(end, stop)
+
+    def _conclude(self, checkpoint: CheckpointFolder) -> TrialEnd:
+        """A run that was killed between its last checkpoint and its end."""
+        steps = checkpoint.agent_steps
+        rows = read_rows(self._config.paths.metrics_csv_path)
+        last = [row for row in rows if row["type"] == "training_step" and row["step"] == steps][-1]
+        self._emit(EventType.RUN_STARTED, {"from_step": steps})
+        self._tally.take(MetricEvent.now(EventType.TRAINING_STEP, "", last))
+        self._emit(EventType.CHECKPOINT_SAVED, {"step": steps, "path": str(checkpoint.path)})
+        return TrialEnd(self._config.experiment_id, "completed")
 
     def _publish(self, event: MetricEvent) -> None:
         self._tally.take(event)

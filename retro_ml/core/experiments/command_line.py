@@ -64,6 +64,7 @@ class CommandLine:
     config_file: str | None
     overrides: list[str]
     print_config: bool
+    dry_run: bool
     as_json: bool
 
 
@@ -83,6 +84,7 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
         config_file=namespace.config,
         overrides=namespace.set,
         print_config=namespace.print_config,
+        dry_run=namespace.dry_run,
         as_json=namespace.json,
     )
 
@@ -140,6 +142,11 @@ def _add_call_flags(parser: argparse.ArgumentParser) -> None:
     )
     call.add_argument(
         "--print-config", action="store_true", help="print the complete config as JSON and stop"
+    )
+    call.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what the run would take (steps, time, disk, memory) and stop",
     )
     call.add_argument("--quiet", action="store_true", help="show no progress")
     call.add_argument(

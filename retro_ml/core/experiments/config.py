@@ -34,7 +34,7 @@ from retro_ml.core.experiments.derived import (
     fill_settings,
 )
 from retro_ml.core.experiments.faults import describe_faults, raise_faults
-from retro_ml.core.experiments.fields import FrozenModel, Moment, Switch, Whole
+from retro_ml.core.experiments.fields import FrozenModel, Moment, Switch, Text, Whole
 from retro_ml.core.experiments.games import GameSpec, find_game
 from retro_ml.core.experiments.presets import find_preset
 from retro_ml.core.experiments.run_paths import RunPaths
@@ -88,7 +88,7 @@ class ExperimentConfig(FrozenModel):
         description="the run's name and folder; by default made of game, algorithm, seed, time "
         "and four random characters",
     )
-    game_id: str = Field(
+    game_id: Text = Field(
         description="the game, in any spelling: BreakoutNoFrameskip-v4, ALE/Breakout-v5, breakout"
     )
     algorithm: Literal["PPO", "A2C", "DQN"] = Field(
@@ -106,7 +106,7 @@ class ExperimentConfig(FrozenModel):
         description="agent steps to train for; by default those of run_type",
     )
     seed: Whole = Field(default=0, ge=0, le=MAX_SEED, description="the seed of all randomness")
-    output_dir: str = Field(
+    output_dir: Text = Field(
         default="runs", description="the folder that the run's own folder is made in"
     )
     use_gpu: Switch = Field(default=True, description="use a GPU if there is one")

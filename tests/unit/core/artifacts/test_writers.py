@@ -338,9 +338,8 @@ def test_the_model_is_that_of_the_last_checkpoint(config: ExperimentConfig) -> N
         save_checkpoint_folder(
             folder,
             lambda into, weights=weights: save_module(into, weights),
-            facts={"action_meanings": ["NOOP", "FIRE"]},
+            facts={"action_meanings": ["NOOP", "FIRE"], "score": step / 10},
         )
-        tell(writer, STEP, run, step=step, reward=step / 10)
         tell(writer, SAVED, run, step=step, path=str(folder))
 
     archive = load_model_archive(config.model_path)

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from retro_ml.core.artifacts.checkpoint_files import save_checkpoint_folder
+from retro_ml.core.artifacts.checkpoint_files import CheckpointFolder, save_checkpoint_folder
+from retro_ml.core.artifacts.metrics_file import build_header, build_row
 from retro_ml.core.engine.run_folder import BadRunFolder, OpenRun, open_run
 from retro_ml.core.engine.run_lock import RunLock
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
+from retro_ml.core.metrics.event_bus import EventType, MetricEvent
 
 pytestmark = pytest.mark.unit
 
@@ -69,7 +71,8 @@ def test_an_interrupted_run_goes_on_from_its_newest_whole_checkpoint(tmp_path: P
     save_status(config)
 
     with opened(make_config(tmp_path)) as run:
-        assert (run.restore_from, run.finished) == (newest, None)
+        assert run.finished is None
+        assert run.restore_from == CheckpointFolder(2000, newest)
         assert run.config == config  # created_at too, which is the first call's
 
 
@@ -90,11 +93,28 @@ def test_a_damaged_checkpoint_is_never_chosen(tmp_path: Path, damage: str) -> No
             manifest.write_bytes(manifest.read_bytes()[:-20])
 
     with opened(config) as run:
-        assert run.restore_from == older
+        assert getattr(run.restore_from, "path", None) == older
         (warning,) = run.notices
         assert warning.startswith("warning: a checkpoint is left aside")
         assert "step-2000" in warning
     assert not newest.exists()
+
+
+def test_a_checkpoint_whose_rows_were_lost_is_not_chosen(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    make_run_folder(config)
+    older, newest = save_checkpoint(config, 1000), save_checkpoint(config, 2000)
+    lines = [build_header()]
+    for step in (1000, 2000):
+        lines.append(build_row(MetricEvent.now(EventType.TRAINING_STEP, "x", {"step": step})))
+    for damaged in (lines[:2], [*lines[:2], b"\0\0\0\n", lines[2]], [*lines[:2], lines[2][:9]]):
+        config.paths.metrics_csv_path.write_bytes(b"".join(damaged))
+        with opened(config) as run:
+            assert getattr(run.restore_from, "path", None) == older
+            assert "metrics.csv ends before it" in run.notices[0]
+    config.paths.metrics_csv_path.write_bytes(b"".join(lines))
+    with opened(config) as run:
+        assert getattr(run.restore_from, "path", None) == newest
 
 
 def test_a_run_of_another_config_is_refused_with_the_differences(tmp_path: Path) -> None:
@@ -126,7 +146,7 @@ def test_a_finished_run_is_left_alone_unless_it_shall_be_longer(tmp_path: Path) 
         assert run.finished["reward"] == 3.0
     with opened(make_config(tmp_path, total_timesteps=9000)) as run:
         assert run.finished is None
-        assert run.restore_from == checkpoint
+        assert getattr(run.restore_from, "path", None) == checkpoint
         assert run.config.total_timesteps == run.config.schedule_agent_steps == 9000
     stored = ExperimentConfig.model_validate_json(config.config_path.read_text())
     assert stored.total_timesteps == 9000
@@ -162,7 +182,7 @@ def test_a_run_can_be_taken_up_in_another_place(tmp_path: Path) -> None:
 
     moved = make_config(tmp_path / "b")
     with opened(moved) as run:
-        assert run.restore_from == moved.paths.checkpoint_dir(1000)
+        assert getattr(run.restore_from, "path", None) == moved.paths.checkpoint_dir(1000)
         assert run.config.output_dir == str(tmp_path / "b")
 
 

@@ -301,7 +301,7 @@ def test_a_bad_folder_is_refused_before_anything_begins(config: ExperimentConfig
     before = {path: path.read_bytes() for path in config.experiment_dir.glob("*.*")}
     bus = MetricEventBus()
 
-    with pytest.raises(ValueError, match="experiment_id: x -> .*seed: 0 there, 1 now"):
+    with pytest.raises(ValueError, match=r"experiment_id: x -> .*seed: 0 there, 1 now"):
         run(make_config(Path(config.output_dir), seed=1), train, bus)
 
     assert bus.history() == []
@@ -343,6 +343,29 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(config: ExperimentConfig
         ("training_step", 20),
         ("run_completed", 20),
     ]
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_end_is_only_concluded(
+    config: ExperimentConfig,
+) -> None:
+    first = run(config, train)
+    complete = config.metrics_path.read_bytes()
+    for path in (config.status_path, config.model_path, config.metrics_path):
+        path.unlink()
+
+    def never(launcher: ScriptedLauncher) -> None:
+        raise AssertionError
+
+    again = run(config, never)
+
+    assert dataclasses.replace(again, training_time=first.training_time) == first
+    assert (status(config)["state"], status(config)["reward"]) == ("completed", 4.0)
+    assert load_model_archive(config.model_path).metadata["agent_steps"] == 20
+    rows, before = (
+        json.loads(text)["metrics"] for text in (config.metrics_path.read_bytes(), complete)
+    )
+    assert rows[:-1] == before[:-1]
+    assert rows[-1] | {"timestamp": ""} == before[-1] | {"timestamp": ""}
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -1,0 +1,1 @@
+"""The fault drill: short real runs, killed at random, taken up again, compared."""
