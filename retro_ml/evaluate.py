@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from retro_ml.core.experiments.command_line import UsageError
-from retro_ml.core.experiments.faults import describe_faults, nearest_names
+from retro_ml.core.experiments.faults import as_line, describe_faults, nearest_names
 from retro_ml.core.experiments.run_paths import RunPaths
 from retro_ml.evaluation.protocols import EvaluationOptions
 
@@ -114,10 +114,13 @@ def _describe_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser) -
 def _find_model(given: str) -> tuple[RunPaths | None, Path]:
     """The run, if a run's folder was given, and the model's file. Raises: UsageError."""
     path = Path(given)
-    if path.is_file():
-        return None, path
-    if not path.is_dir():
-        raise UsageError([f"MODEL: {given} -> no such file or folder"])
+    try:
+        if path.is_file():
+            return None, path
+        if not path.is_dir():
+            raise UsageError([f"MODEL: {given} -> no such file or folder"])
+    except OSError as error:  # a name too long, or a folder on the way that may not be entered
+        raise UsageError([f"MODEL: {given} -> cannot be read: {error.strerror}"]) from None
     folder = path.resolve()
     paths = RunPaths(output_dir=str(folder.parent), experiment_id=folder.name)
     if not paths.model_path.is_file():
@@ -176,7 +179,7 @@ def _print_out(text: str) -> None:
 
 def _refuse(faults: Sequence[str]) -> int:
     for fault in faults:
-        print(f"error: {fault}", file=sys.stderr)
+        print(f"error: {as_line(fault)}", file=sys.stderr)
     print("hint: retro-ml evaluate --help lists every option", file=sys.stderr)
     return BAD_INPUT
 

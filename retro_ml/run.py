@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from retro_ml.core.experiments.command_line import CommandLine, UsageError, parse_command_line
 from retro_ml.core.experiments.config import ExperimentConfig, config_faults
-from retro_ml.core.experiments.faults import describe_faults
+from retro_ml.core.experiments.faults import as_line, describe_faults
 from retro_ml.core.experiments.layers import (
     LayerError,
     load_config_file,
@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if call.print_config:
         _print_out(json.dumps(config.model_dump(mode="json"), indent=2))
         return 0
+    if call.dry_run:
+        return _plan(config)
     return _run(config, options=options, as_json=call.as_json)
 
 
@@ -79,6 +81,13 @@ def _merge_fields(call: CommandLine) -> tuple[dict[str, Any], list[str]]:
     return merge_layers(fields, call.fields), unreadable
 
 
+def _plan(config: ExperimentConfig) -> int:
+    from retro_ml.cluster.plan import plan_lines, plan_run
+
+    _print_out("\n".join(plan_lines(config, plan_run(config))))
+    return 0
+
+
 def _run(config: ExperimentConfig, *, options: RunOptions, as_json: bool) -> int:
     try:
         from retro_ml.api import run_experiment
@@ -107,7 +116,7 @@ def _print_out(text: str) -> None:
 
 def _refuse(faults: Sequence[str]) -> int:
     for fault in faults:
-        print(f"error: {fault}", file=sys.stderr)
+        print(f"error: {as_line(fault)}", file=sys.stderr)
     print("hint: retro-ml run --help lists every option with its default", file=sys.stderr)
     return BAD_INPUT
 

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from retro_ml.core.artifacts.model_archive import ArchiveError, load_model_archive
 from retro_ml.core.experiments.config import ExperimentConfig, config_faults
+from retro_ml.core.experiments.faults import as_line
 from retro_ml.envs.frames import OBSERVATION_SHAPE
 from retro_ml.networks.nature_cnn import ActorCriticNetwork, QNetwork, pack_observations
 
+_MAX_ACTIONS = 18  # all that the Atari 2600's joystick can do
 
 class Agent:
     """A policy, ready to act.
@@ -49,7 +51,8 @@ class Agent:
         """Opens a model.zip.
 
         Raises:
-            ArchiveError: it is damaged, foreign, or does not hold the network it says.
+            ArchiveError: it is damaged, foreign, or does not hold the network it says; or its
+                weights are NaN or infinite.
         """
         archive = load_model_archive(Path(path))
         try:
@@ -57,12 +60,13 @@ class Agent:
         except ValidationError as error:
             faults = "; ".join(config_faults(error))
             raise ArchiveError(f"{path}: its config.json is not valid: {faults}") from None
-        network = _build_network(config, archive.weights)
+        agent_steps = archive.metadata.get("agent_steps")
+        if agent_steps is not None and type(agent_steps) is not int:
+            raise ArchiveError(f"{path}: agent_steps in its metadata.json is no whole number")
         try:
-            network.load_state_dict({k: torch.from_numpy(v) for k, v in archive.weights.items()})
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise ArchiveError(f"{path}: not the weights of a NatureCNN: {reason}") from None
+            network = _build_network(config, archive.weights)
+        except _Misfit as misfit:
+            raise ArchiveError(f"{path}: not the weights of a NatureCNN: {misfit}") from None
         return cls(network, config=config, metadata=archive.metadata, seed=seed)
 
     def act(
@@ -105,14 +109,37 @@ class Agent:
         return scores.numpy()
 
 
+class _Misfit(Exception):
+    """Why weights are not those of the network."""
+
+
 def _build_network(
     config: ExperimentConfig, weights: dict[str, NDArray[Any]]
 ) -> ActorCriticNetwork | QNetwork:
-    head = "q" if config.algorithm == "DQN" else "policy"
-    bias = weights.get(f"{head}.bias")
-    if bias is None or bias.ndim != 1:
-        raise ArchiveError(
-            f"the archive holds no weights {head}.bias of a {config.algorithm} agent"
+    for name, array in weights.items():
+        if not np.issubdtype(array.dtype, np.floating):
+            raise _Misfit(f"{as_line(name, longest=60)} is of type {array.dtype}")
+    network = _build_blank(config, weights)
+    try:
+        network.load_state_dict({name: torch.from_numpy(a) for name, a in weights.items()})
+    except RuntimeError as error:
+        raise _Misfit(as_line(" ".join(str(error).split()), longest=500)) from None
+    for name, parameter in network.named_parameters():
+        if not parameter.isfinite().all():
+            raise _Misfit(f"{name} has NaN or infinite values, its training has diverged")
+    return network
+
+
+def _build_blank(
+    config: ExperimentConfig, weights: dict[str, NDArray[Any]]
+) -> ActorCriticNetwork | QNetwork:
+    head = "q.bias" if config.algorithm == "DQN" else "policy.bias"
+    bias = weights.get(head)
+    # The network's size comes from the file: without a bound it could ask for all memory.
+    if bias is None or bias.ndim != 1 or not 1 <= len(bias) <= _MAX_ACTIONS:
+        found = "missing" if bias is None else f"of shape {list(bias.shape)}"
+        raise _Misfit(
+            f"{head} of a {config.algorithm} agent is {found}, not 1 to {_MAX_ACTIONS} values"
         )
     if config.algorithm == "DQN":
         return QNetwork(len(bias), dueling=config.dqn.dueling)

@@ -9,6 +9,7 @@ that knew it.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ import numpy as np
 import pyarrow as pa
 
 from retro_ml.core.artifacts.checkpoint_files import CheckpointError
+from retro_ml.core.experiments.faults import as_line
 from retro_ml.rllib.replay import FrameReplay
 
 FOLDER = "replay"
+_NAME = re.compile(r"rows-[0-9]{1,19}-[0-9]{1,19}\.zst")
+_MAX_ROW = 2**62
 _COLUMNS = ("frames", "actions", "rewards", "kinds", "ages")
 
 
@@ -57,10 +61,25 @@ class ReplaySegments:
         return state, [folder / segment.name for segment in self._segments]
 
     def load(self, replay: FrameReplay, state: dict[str, Any], checkpoint: Path) -> None:
-        """Fills an empty replay from the segments that `checkpoint` refers to."""
-        self._segments = [Segment(**segment) for segment in state["segments"]]
+        """Fills an empty replay from the segments that `checkpoint` refers to.
+
+        Raises:
+            CheckpointError: a segment is missing, damaged, or of another replay.
+        """
+        try:
+            self._segments = [Segment(**segment) for segment in state["segments"]]
+        except (TypeError, KeyError):
+            raise CheckpointError(f"{checkpoint}: its list of replay segments is damaged") from None
         for segment in self._segments:
-            _unpack(replay, segment, (checkpoint.parent / FOLDER / segment.name).read_bytes())
+            _check_fit(segment, replay)
+            path = checkpoint.parent / FOLDER / segment.name
+            try:
+                _unpack(replay, segment, path.read_bytes())
+            except OSError as error:
+                reason = error.strerror or error
+                raise CheckpointError(f"replay segment {path}: cannot be read: {reason}") from None
+            except (ValueError, RecursionError) as error:
+                raise CheckpointError(f"replay segment {path} is damaged: {error}") from None
 
 
 def _pack(replay: FrameReplay, segment: Segment) -> bytes:
@@ -72,11 +91,30 @@ def _pack(replay: FrameReplay, segment: Segment) -> bytes:
     return len(head).to_bytes(8, "little") + head + b"".join(parts)
 
 
+def _check_fit(segment: Segment, replay: FrameReplay) -> None:
+    """Raises CheckpointError for numbers that would ask for more memory than the replay has."""
+    if not isinstance(segment.name, str) or not _NAME.fullmatch(segment.name):
+        raise CheckpointError(f"replay segment {as_line(str(segment.name), longest=60)}: no such")
+    bounds = (segment.starts, segment.stops)
+    whole = all(
+        isinstance(rows, list)
+        and len(rows) == replay.num_lanes
+        and all(type(row) is int and 0 <= row <= _MAX_ROW for row in rows)
+        for rows in bounds
+    )
+    if not whole or any(
+        not 0 <= stop - start <= replay.lane_size for start, stop in zip(*bounds, strict=True)
+    ):
+        raise CheckpointError(f"replay segment {segment.name} does not fit this run's games")
+
+
 def _unpack(replay: FrameReplay, segment: Segment, content: bytes) -> None:
     head_bytes = int.from_bytes(content[:8], "little")
     sizes = json.loads(content[8 : 8 + head_bytes])
-    if len(sizes) != len(_COLUMNS) * replay.num_lanes:
+    if not isinstance(sizes, list) or len(sizes) != len(_COLUMNS) * replay.num_lanes:
         raise CheckpointError(f"replay segment {segment.name} does not fit this run's games")
+    if not all(type(size) is int and 0 <= size <= len(content) for size in sizes):
+        raise ValueError("its table of contents is wrong")
     at = 8 + head_bytes
     for lane, (start, stop) in enumerate(zip(segment.starts, segment.stops, strict=True)):
         rows = {}

@@ -12,8 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from retro_ml.core.artifacts.checkpoint_files import CheckpointError
+from retro_ml.core.experiments.faults import as_line
+
+# What files of another making come to: no file or no safetensors, no JSON or too deep; an array
+# that is not there, something else where a list or a key belongs.
+_UNREADABLE = (OSError, SafetensorError, ValueError, OverflowError, RecursionError, LookupError,
+               TypeError)  # fmt: skip
 _ARRAY, _TUPLE, _ITEMS = "__array__", "__tuple__", "__items__"
 
 
@@ -31,9 +39,18 @@ def save_state(state: Any, folder: Path, name: str) -> None:
 
 
 def load_state(folder: Path, name: str) -> Any:
-    """The inverse of `save_state`."""
-    arrays = load_file(folder / f"{name}.safetensors")
-    return _put_arrays(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")), arrays)
+    """The inverse of `save_state`.
+
+    Raises:
+        CheckpointError: a file is missing, or not what `save_state` writes.
+    """
+    try:
+        arrays = load_file(folder / f"{name}.safetensors")
+        text = (folder / f"{name}.json").read_text(encoding="utf-8")
+        return _put_arrays(json.loads(text), arrays)
+    except _UNREADABLE as error:
+        reason = as_line(f"{type(error).__name__}: {error}", longest=300)
+        raise CheckpointError(f"{folder}: the state {name} cannot be read ({reason})") from error
 
 
 def _take_arrays(value: Any, path: str, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:

@@ -14,6 +14,7 @@ ignored.
 
 import hashlib
 import json
+import os
 import re
 import stat
 import struct
@@ -35,6 +36,8 @@ WEIGHTS, CONFIG, METADATA = "weights.safetensors", "config.json", "metadata.json
 MAX_MEMBERS = 64
 MAX_MEMBER_BYTES = 512 * 1024**2
 MAX_JSON_BYTES = 1024**2
+# Bounds the table of contents, which zipfile reads whole before any member can be looked at.
+MAX_ARCHIVE_BYTES = 2 * MAX_MEMBER_BYTES
 # Weights compress by a few percent, JSON tenfold; deflate's own limit is about 1,000.
 MAX_COMPRESSION_RATIO = 100
 
@@ -95,12 +98,22 @@ def save_model_archive(
 def load_model_archive(path: Path) -> ModelArchive:
     """Read and verify a model.zip. Raises ArchiveError with one message for whatever is wrong."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise _Fault("it is no regular file")
+            if found.st_size > MAX_ARCHIVE_BYTES:
+                raise _Fault(f"more than {MAX_ARCHIVE_BYTES:,} bytes")
             return _read_archive(file)
     except OSError as error:
         raise ArchiveError(f"cannot read {path}: {error.strerror or error}") from error
     except _Fault as fault:
         raise ArchiveError(f"{path} is no usable model.zip: {fault}") from fault.__cause__
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # A named pipe would otherwise be waited for.
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 class _Fault(Exception):

@@ -18,6 +18,8 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from retro_ml.core.experiments.nearest import either, nearest
 
 _LONGEST_VALUE = 60  # characters of a value that are shown
+_LONGEST_LINE = 2_000
+_MOST_FAULTS = 100  # more than a config has fields: what has more is no config
 _SENTENCES = {"value_error", "fault"}  # errors whose message says already what is allowed
 _KINDS = {
     int: "a whole number",
@@ -49,7 +51,25 @@ def raise_faults(faults: Sequence[tuple[str, Any, str]]) -> None:
 
 def describe_faults(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """One line per fault of `error`, which came from validating `model`."""
-    return [_describe(details, model) for details in error.errors(include_url=False)]
+    faults = error.errors(include_url=False)
+    lines = [_describe(details, model) for details in faults[:_MOST_FAULTS]]
+    if len(faults) > _MOST_FAULTS:
+        lines.append(f"and {len(faults) - _MOST_FAULTS:,} more faults -> is this a config?")
+    return lines
+
+
+def as_line(text: str, *, longest: int = _LONGEST_LINE) -> str:
+    """`text` fit for one line of a terminal: escaped what cannot be seen there, cut to `longest`.
+
+    What users type and files hold may have line breaks, control sequences, half characters.
+    """
+    shown = text if len(text) <= longest else text[: longest - 3] + "..."
+    if shown.isprintable():
+        return shown
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii")
+        for sign in shown
+    )
 
 
 def nearest_names(name: str, names: Sequence[str], *, prefix: str = "") -> str:
@@ -105,7 +125,7 @@ def _describe_bounds(metadata: Sequence[Any]) -> str:
 
 def _describe(details: ErrorDetails, model: type[BaseModel]) -> str:
     path = [str(part) for part in details["loc"]]
-    name = ".".join(path) or "config"
+    name = as_line(".".join(path), longest=_LONGEST_VALUE) or "config"
     if details["type"] in {"extra_forbidden", "invalid_key"}:
         return f"{name}: {_suggest(path, model)}"
     if details["type"] == "missing":
@@ -120,7 +140,8 @@ def _allowed(details: ErrorDetails, path: list[str], model: type[BaseModel]) -> 
     allowed = describe_allowed(field)
     if details["type"] == "finite_number":
         return allowed.replace("a number", "a finite number")
-    return allowed.replace("text", "text that is not empty") if details["input"] == "" else allowed
+    empty = isinstance(details["input"], str) and not details["input"]
+    return allowed.replace("text", "text that is not empty") if empty else allowed
 
 
 def _find_field(path: list[str], model: type[BaseModel]) -> FieldInfo | None:
@@ -158,6 +179,9 @@ def _suggest(path: list[str], model: type[BaseModel]) -> str:
 
 
 def _shorten(value: Any) -> str:
-    text = str(value.value if isinstance(value, Enum) else value) if value != "" else '""'
-    text = text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text
-    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+    value = value.value if isinstance(value, Enum) else value
+    try:
+        text = str(value) or '""'
+    except (ValueError, RecursionError):  # more digits, or deeper, than Python cares to write
+        text = f"({type(value).__name__}, too long to be shown)"
+    return as_line(text, longest=_LONGEST_VALUE)

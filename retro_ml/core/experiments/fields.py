@@ -28,7 +28,10 @@ def _read_whole(value: Any) -> Any:
         raise _not("a whole number")
     if not isinstance(value, str):
         # numpy's whole numbers are no int, but say that they are as good as one
-        return operator.index(value) if hasattr(value, "__index__") else value
+        try:
+            return operator.index(value) if hasattr(value, "__index__") else value
+        except TypeError:  # an array of them says so too
+            raise _not("a whole number") from None
     text = value.strip().replace("_", "")
     try:
         if len(text) > _LONGEST_NUMBER or not text.isascii():
@@ -59,6 +62,14 @@ def _read_moment(value: Any) -> Any:
     return value
 
 
+def _check_text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a character, as Python reads bytes that are no UTF-8
+        raise PydanticCustomError("fault", "text that can be written in UTF-8") from None
+    return text
+
+
 def _to_utc(moment: datetime) -> datetime:
     try:
         if moment.tzinfo is not None:
@@ -75,6 +86,7 @@ def _write_moment(moment: datetime) -> str:
 Whole = Annotated[int, BeforeValidator(_read_whole)]
 Real = Annotated[float, BeforeValidator(_read_real)]
 Switch = Annotated[bool, BeforeValidator(_read_switch)]
+Text = Annotated[str, AfterValidator(_check_text)]
 Moment = Annotated[
     datetime,
     BeforeValidator(_read_moment),

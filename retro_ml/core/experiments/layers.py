@@ -14,14 +14,21 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node
 
-MAX_FILE_BYTES = 2**20
+from retro_ml.core.experiments.faults import as_line
+
+# A complete config has 5,000; PyYAML takes a second for this many, and more than that for more.
+MAX_FILE_BYTES = 2**16
+_MAX_DEPTH = 8  # a field is in a section; deeper ones are refused by name
 
 # Given alone, either decides how long the run is, whatever a lower layer said about the other.
 _EXCLUSIVE = {"run_type": "total_timesteps", "total_timesteps": "run_type"}
 
 
 class LayerError(ValueError):
-    """A layer cannot be read; the message names it and says what to do."""
+    """A layer cannot be read; the message, one line, names it and says what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(as_line(message))
 
 
 def load_config_file(path: str) -> dict[str, Any]:
@@ -47,6 +54,8 @@ def parse_override(text: str) -> dict[str, Any]:
     parts = name.strip().split(".")
     if not equals or not all(parts):
         raise LayerError(f"--set {text} -> field=value, e.g. --set ppo.clip=0.2")
+    if len(parts) > _MAX_DEPTH or len(value) > MAX_FILE_BYTES:
+        raise LayerError(f"--set {as_line(text, longest=60)}: too long -> field=value")
     try:
         data = _parse_yaml(value)
     except LayerError as error:
@@ -110,11 +119,11 @@ def _parse_json(text: str) -> Any:
 
 
 def _refuse_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) < len(pairs):
-        names = [name for name, _ in pairs]
-        double = next(name for name in names if names.count(name) > 1)
-        raise LayerError(f"{double} is given twice -> once")
+    data: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in data:
+            raise LayerError(f"{name} is given twice -> once")
+        data[name] = value
     return data
 
 

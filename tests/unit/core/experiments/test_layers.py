@@ -50,7 +50,7 @@ def test_json_and_yaml_are_read(tmp_path: Path, name: str, text: str) -> None:
         ("c.yaml", b"x: \x01\n", "no valid YAML: "),
         ("c.yaml", b"", "holds nothing -> fields and values"),
         ("c.yaml", b"game_id: p\xffng\n", "not UTF-8 at byte 11"),
-        ("c.yaml", b"#" * (MAX_FILE_BYTES + 1), "too big -> at most 1,048,576 bytes"),
+        ("c.yaml", b"#" * (MAX_FILE_BYTES + 1), "too big -> at most 65,536 bytes"),
     ],
 )
 def test_a_broken_file_is_refused(tmp_path: Path, name: str, content: bytes, words: str) -> None:
