@@ -17,6 +17,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from retro_ml.cluster.bus_bridge import BusBridge, experiment_id
 from retro_ml.cluster.connect import Cluster, connect, environment
+from retro_ml.cluster.head_watch import HeadLost, HeadWatch
 from retro_ml.cluster.plan import plan_run
 from retro_ml.cluster.trial_actor import EXPERIMENT, TrialActor, trial_config
 from retro_ml.cluster.worker_output import log_worker_output
@@ -58,22 +59,30 @@ class TuneLauncher:
         Raises:
             LaunchError: no Ray, or a trial that can never be placed on it.
         """
-        stopper = RunStopper(trials, options, self._stop_requested)
         with (
             environment(TUNE_ENVIRONMENT),
             connect(options.ray_address) as cluster,
             log_worker_output(),
+            HeadWatch(embedded=cluster.embedded) as head,
         ):
+            stopper = RunStopper(trials, options, self._stop_requested, head=head)
             experiments = [build_experiment(trial, cluster, stopper) for trial in trials]
-            analysis = tune.run(
-                experiments,
-                callbacks=[BusBridge(publish)],
-                raise_on_failed_trial=False,
-                verbose=0,
-            )
-            for trial in trials:
-                # What Tune keeps points to our checkpoints, and a resume reads those.
-                shutil.rmtree(trial.config.paths.tune_dir, ignore_errors=True)
+            try:
+                analysis = tune.run(
+                    experiments,
+                    callbacks=[BusBridge(publish)],
+                    raise_on_failed_trial=False,
+                    verbose=0,
+                )
+            except HeadLost:
+                raise LaunchError(
+                    "Ray is gone (its head or its node died); what was saved is whole, and the "
+                    "same command goes on from the last checkpoint"
+                ) from None
+            finally:
+                for trial in trials:
+                    # What Tune keeps points to our checkpoints, and a resume reads those.
+                    shutil.rmtree(trial.config.paths.tune_dir, ignore_errors=True)
             return [describe_end(trial, stopper) for trial in analysis.trials]
 
 
@@ -84,15 +93,22 @@ class RunStopper(Stopper):
         trials: their configs say how long.
         options: `stop_score`, `max_hours`.
         stop_requested: set when the user wants all trials to end.
+        head: of the Ray that they run on.
     """
 
     def __init__(
-        self, trials: Sequence[Trial], options: RunOptions, stop_requested: threading.Event
+        self,
+        trials: Sequence[Trial],
+        options: RunOptions,
+        stop_requested: threading.Event,
+        *,
+        head: HeadWatch,
     ) -> None:
         self._totals = {t.config.experiment_id: t.config.total_timesteps for t in trials}
         self._stop_score = options.stop_score
         self._deadline = time.monotonic() + (options.max_hours or math.inf) * 3600
         self._stop_requested = stop_requested
+        self._head = head
         self._heard = False
         self.interrupted: set[str] = set()
 
@@ -113,14 +129,19 @@ class RunStopper(Stopper):
         return False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune saves its experiments with their stopper; an event cannot be saved."""
-        return {**self.__dict__, "_stop_requested": None}
+        """Tune saves its experiments with their stopper; events and threads cannot be saved."""
+        return {**self.__dict__, "_stop_requested": None, "_head": None}
 
     def stop_all(self) -> bool:
         """Each trial ends by itself, so that each leaves a checkpoint.
 
         But for those that have done nothing yet when all are to end.
+
+        Raises:
+            HeadLost: nothing can be asked of the trials any more.
         """
+        if self._head.lost:
+            raise HeadLost
         if self._heard or not self._stop_requested.is_set():
             return False
         self.interrupted.update(self._totals)

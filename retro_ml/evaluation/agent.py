@@ -23,6 +23,7 @@ from retro_ml.networks.nature_cnn import ActorCriticNetwork, QNetwork, pack_obse
 
 _MAX_ACTIONS = 18  # all that the Atari 2600's joystick can do
 
+
 class Agent:
     """A policy, ready to act.
 

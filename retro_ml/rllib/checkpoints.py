@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from retro_ml.core.artifacts.checkpoint_files import (
@@ -27,6 +28,7 @@ from retro_ml.core.artifacts.checkpoint_files import (
     save_checkpoint_folder,
     verify_checkpoint,
 )
+from retro_ml.core.experiments.faults import as_line
 from retro_ml.rllib.names import POINTER_FILE
 from retro_ml.rllib.progress import Progress
 from retro_ml.rllib.state_files import load_state, save_state
@@ -69,12 +71,16 @@ def load_checkpoint(algorithm: AtariAlgorithm, folder: Path) -> None:
     """
     manifest = verify_checkpoint(folder)
     algorithm_name = algorithm.experiment.algorithm
-    if manifest["algorithm"] != algorithm_name:
+    if manifest.get("algorithm") != algorithm_name:
+        saved_by = as_line(str(manifest.get("algorithm")), longest=100)
         raise CheckpointError(
-            f"{folder} was saved by {manifest['algorithm']}; it cannot go on as {algorithm_name}"
+            f"{folder} was saved by {saved_by}; it cannot go on as {algorithm_name}"
         )
     learner = load_state(folder, "learner")
-    weights = load_file(folder / MODULE_FILE)
+    try:
+        weights = load_file(folder / MODULE_FILE)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: {MODULE_FILE} cannot be read: {error}") from None
     learner[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID] |= {
         NETWORK_PREFIX + name: array for name, array in weights.items()
     }

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.experiments.faults import as_line
 
 MANIFEST_NAME = "manifest.json"
@@ -53,10 +54,13 @@ def save_checkpoint_folder(
         facts: plain values to stand in the manifest.
 
     Raises:
-        OSError: the disk is full or the like; nothing is left behind.
+        ArtifactError: the disk is full or the like; nothing is left behind.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise ArtifactError.from_os_error(error, target) from error
     try:
         shared = write(building)
         files = sorted(path for path in building.rglob("*") if path.is_file())
@@ -72,6 +76,8 @@ def save_checkpoint_folder(
         _remove(target)
         os.rename(building, target)
         _flush(target.parent)
+    except OSError as error:
+        raise ArtifactError.from_os_error(error, target) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -185,8 +191,11 @@ def prune_checkpoints(root: Path, *, keep: int) -> None:
         kept.add(max(scored, key=lambda folder: (manifests[folder]["score"], folder.agent_steps)))
     for folder in manifests.keys() - kept:
         _remove(folder.path)
+    # By their names alone: what lies there may be a link that leads nowhere.
     named = {
-        (folder.path / name).resolve() for folder in kept for name in manifests[folder]["files"]
+        os.path.normpath(os.path.join(folder.path, name))
+        for folder in kept
+        for name in manifests[folder]["files"]
     }
     for directory in (path for path in root.iterdir() if path.is_dir()):
         if directory.is_symlink():  # what it leads to is not the run's
@@ -194,7 +203,7 @@ def prune_checkpoints(root: Path, *, keep: int) -> None:
         if _STEP_NAME.fullmatch(directory.name) or directory.name.startswith("."):
             continue
         for path in directory.rglob("*"):
-            if path.is_file() and path.resolve() not in named:
+            if path.is_file() and os.path.normpath(path) not in named:
                 path.unlink()
 
 

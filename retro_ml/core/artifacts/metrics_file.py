@@ -127,7 +127,7 @@ def read_last_whole_step(csv_path: Path) -> int:
     step = 0
     try:
         for row in read_rows(csv_path):
-            if row["type"] == EventType.TRAINING_STEP.value:
+            if row["type"] == EventType.TRAINING_STEP.value and row["step"] is not None:
                 step = row["step"]
     except ArtifactError as error:
         logger.warning("%s", error)
@@ -151,7 +151,7 @@ def cut_rows(csv_path: Path, *, after_step: int) -> None:
         try:
             row = _row(header, line)
             kept = 0 < after_step >= row["step"] and row["type"] != EventType.RUN_COMPLETED.value
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):  # TypeError: no step where there must be one
             damaged += 1
             return None
         if not kept:
@@ -228,7 +228,10 @@ def _cell(column: Column, value: Any) -> str:
 
 def _read_lines(csv_path: Path, convert: Callable[[list[str], bytes], _T]) -> Iterator[_T]:
     with open(csv_path, "rb") as file:
-        header = _cells(file.readline())
+        try:
+            header = _cells(file.readline())
+        except ValueError as error:
+            raise ArtifactError(f"{csv_path} line 1 is damaged: {error}") from error
         for number, line in enumerate(file, start=2):
             if not line.endswith(b"\n"):
                 return

@@ -7,6 +7,7 @@ is refused. All of it happens under the run's lock, which the caller releases.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -28,6 +29,10 @@ from retro_ml.core.experiments.differences import continue_config, describe_diff
 from retro_ml.core.experiments.options import RunOptions
 
 logger = logging.getLogger("retro_ml.engine")
+
+
+MAX_BYTES = 1_000_000
+"""Of config.json and status.json, which take a few thousand."""
 
 
 class BadRunFolder(ValueError):
@@ -146,7 +151,7 @@ def _is_finished(status: dict[str, Any], config: ExperimentConfig, options: RunO
     if status["step"] >= config.total_timesteps:
         return True
     score, enough = status.get("reward"), options.stop_score
-    return score is not None and enough is not None and score >= enough
+    return isinstance(score, int | float) and enough is not None and score >= enough
 
 
 def _begin_new(config: ExperimentConfig) -> None:
@@ -166,7 +171,7 @@ def _begin_new(config: ExperimentConfig) -> None:
 def _load_config(config: ExperimentConfig) -> ExperimentConfig:
     path = config.paths.config_path
     try:
-        return ExperimentConfig.model_validate_json(path.read_bytes())
+        return ExperimentConfig.model_validate_json(_read_small(path))
     except ValidationError as error:
         reason = "; ".join(config_faults(error))
     except OSError as error:
@@ -180,10 +185,17 @@ def _load_config(config: ExperimentConfig) -> ExperimentConfig:
 def _load_status(config: ExperimentConfig) -> dict[str, Any]:
     """Empty where the run ended before its first one, or where there is no telling."""
     try:
-        status = json.loads(config.paths.status_path.read_bytes())
+        status = json.loads(_read_small(config.paths.status_path))
         return status if isinstance(status.get("step"), int) else {}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
+
+
+def _read_small(path: Path) -> bytes:
+    """A regular file of ours; a pipe would be waited for. Raises OSError."""
+    if not path.is_file() or path.stat().st_size > MAX_BYTES:
+        raise OSError(errno.EINVAL, f"no regular file of up to {MAX_BYTES:,} bytes")
+    return path.read_bytes()
 
 
 def _move_aside(config: ExperimentConfig, notice: Callable[[str], None]) -> Path:

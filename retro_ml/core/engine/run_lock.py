@@ -224,7 +224,7 @@ def _read_lease(descriptor: int) -> Lease | None:
         fields["driver"] = Process(**fields["driver"])
         fields["trainer"] = Process(**fields["trainer"]) if fields["trainer"] else None
         return Lease(**fields)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

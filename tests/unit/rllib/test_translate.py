@@ -132,7 +132,7 @@ def test_dqn() -> None:
             **COMMON,
             "num_envs_per_env_runner": 4,
             "rollout_fragment_length": 4,
-            "rounds_per_iteration": 63,  # the first multiple of 16 that is at least 1,000
+            "rounds_per_iteration": 16,  # the first multiple of 16 that is at least 1,000
             "agent_steps_per_update": 4,
             "train_batch_size_per_learner": 32,
             "lr": 1e-4,

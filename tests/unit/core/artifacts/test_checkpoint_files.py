@@ -16,6 +16,7 @@ from retro_ml.core.artifacts.checkpoint_files import (
     save_checkpoint_folder,
     verify_checkpoint,
 )
+from retro_ml.core.artifacts.storage import ArtifactError
 
 pytestmark = pytest.mark.unit
 
@@ -91,7 +92,7 @@ def test_nothing_is_left_where_writing_fails(tmp_path: Path) -> None:
         (into / "half").write_text("half", encoding="utf-8")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ArtifactError, match="disk full"):
         save_checkpoint_folder(tmp_path / "step-5", write, facts={})
     assert list(tmp_path.iterdir()) == []
 
@@ -102,7 +103,7 @@ def test_a_failed_save_leaves_the_checkpoint_before_it_whole(tmp_path: Path) -> 
     def write(into: Path) -> Sequence[Path]:
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ArtifactError, match="disk full"):
         save_checkpoint_folder(path, write, facts={})
     verify_checkpoint(path)
 
