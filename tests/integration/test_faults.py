@@ -1,0 +1,149 @@
+"""What may happen around a run: each fault ends it in order, or does not end it at all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retro_ml import EventType, ExperimentConfig, MetricEventBus, run_experiment
+from retro_ml.core.artifacts.checkpoint_files import find_checkpoints, verify_checkpoint
+from retro_ml.core.artifacts.metrics_file import read_rows
+from retro_ml.core.experiments.options import RunOptions
+
+pytestmark = pytest.mark.integration
+TIMEOUT_S = 300.0
+
+
+def start(output_dir: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "retro_ml.run", "--game-id", "pong", "--algorithm", "A2C"]
+    command += ["--output-dir", str(output_dir), "--experiment-id", "x", "--set", "use_gpu=false"]
+    return subprocess.Popen(
+        [*command, *arguments],
+        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end_s = time.monotonic() + TIMEOUT_S
+    while not happened():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end_s
+        time.sleep(0.05)
+
+
+def has_rows(run: Path) -> bool:
+    path = run / "metrics.csv"
+    return path.exists() and any(row["type"] == "training_step" for row in read_rows(path))
+
+
+def children_of(pid: int, name: str) -> list[int]:
+    """The children whose command line has `name` in it."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            command = (stat.parent / "cmdline").read_text()
+        except OSError:
+            continue
+        if parent == pid and name in command:
+            found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk with room for the lines of a run and one checkpoint of 13 MB, not for two."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk takes root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("no disk can be mounted here")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_ray_that_dies_ends_the_run_with_one_message(tmp_path: Path) -> None:
+    run = tmp_path / "x"
+    process = start(tmp_path, "-n", "1000000")
+    wait_until(lambda: has_rows(run), process)
+    (head,) = children_of(process.pid, "gcs_server")
+    os.kill(head, signal.SIGKILL)
+    _, errors = process.communicate(timeout=TIMEOUT_S)
+
+    assert process.returncode == 3
+    assert "failed: Ray is gone" in errors
+    assert "Traceback" not in errors
+    assert json.loads((run / "status.json").read_text())["state"] == "failed"
+    assert list(Path("/tmp").glob(f"retro_ml-{process.pid}-*")) == []
+    assert not (run / "run.lock").exists()
+
+
+def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(small_disk: Path) -> None:
+    run = small_disk / "x"
+    arguments = ["-n", "4000", "--set", "checkpointing.every_steps=1000"]
+    arguments += ["--set", "resources.max_failures=0"]
+    process = start(small_disk, *arguments)
+    _, errors = process.communicate(timeout=TIMEOUT_S)
+
+    assert process.returncode == 1, errors
+    assert "No space left on device; free some space" in errors
+    assert "Traceback" not in errors
+    whole = [verify_checkpoint(folder.path) for folder in find_checkpoints(run / "checkpoints")]
+    assert [manifest["agent_steps"] for manifest in whole] == [1040]
+    assert max(row["step"] for row in read_rows(run / "metrics.csv")) >= 1040
+
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    process = start(small_disk, *arguments)
+    _, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, errors
+    assert "going on from 1,040 agent steps" in errors
+    steps = [row["step"] for row in read_rows(run / "metrics.csv") if row["type"] == "training_step"]
+    assert steps == [1040, 2080, 3120, 4160]
+
+
+def test_a_disk_that_others_fill_ends_the_run(small_disk: Path) -> None:
+    run = small_disk / "x"
+    process = start(small_disk, "-n", "1000000")
+    wait_until(lambda: has_rows(run), process)
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"0" * 4096)
+    _, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 1, errors
+    assert "No space left on device" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_a_trial_whose_learner_dies_goes_on_from_its_checkpoint(
+    small_config: Callable[..., ExperimentConfig],
+) -> None:
+    resources: dict[str, Any] = {"num_learners": 1, "precision": "fp32"}
+    config = small_config("PPO", total_timesteps=3000, resources=resources)
+    attempts: list[int] = []
+    bus = MetricEventBus()
+    bus.subscribe(EventType.RUN_STARTED, lambda event: attempts.append(event.data["from_step"]))
+
+    def kill_learner(_: Any) -> None:
+        if len(attempts) == 1:
+            for command in Path("/proc").glob("[0-9]*/cmdline"):
+                if "Learner" in command.read_text():
+                    os.kill(int(command.parent.name), signal.SIGKILL)
+
+    bus.subscribe(EventType.CHECKPOINT_SAVED, kill_learner)
+    result = run_experiment(config, event_bus=bus, options=RunOptions(progress="quiet"))
+    assert result.success, result.error
+    assert attempts == [0, 1024]
