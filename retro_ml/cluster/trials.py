@@ -29,6 +29,10 @@ from retro_ml.rllib.names import AGENT_STEPS, SCORE
 
 logger = logging.getLogger("retro_ml.cluster")
 
+MAX_CPUS = 16
+"""Of a trial's main process where the config leaves it open: it has 4 to 16 games, and updates of
+32 to 256 samples; more threads would wait for each other. A choice by reasoning, not by
+measurement (docs/benchmarks.md)."""
 TUNE_ENVIRONMENT = {
     # Our writers leave the artifacts; Tune's own loggers would double them.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -179,7 +183,7 @@ def place(config: ExperimentConfig, cluster: Cluster) -> tuple[int, float]:
     """
     resources = config.resources
     helpers = resources.num_env_runners + resources.num_learners
-    cpus = resources.num_cpus or max(1, cluster.cpus - helpers)
+    cpus = resources.num_cpus or max(1, min(cluster.cpus - helpers, MAX_CPUS))
     if cpus + helpers > cluster.cpus:
         raise LaunchError(
             f"the run needs {cpus + helpers} CPUs ({cpus} for its main process, "
