@@ -70,6 +70,18 @@ class Agent:
             raise ArchiveError(f"{path}: not the weights of a NatureCNN: {misfit}") from None
         return cls(network, config=config, metadata=archive.metadata, seed=seed)
 
+    @classmethod
+    def from_weights(cls, weights: dict[str, NDArray[Any]], *, config: ExperimentConfig) -> Agent:
+        """An agent in the middle of its training.
+
+        Raises:
+            ArchiveError: the weights are not those of the config's network, or not finite.
+        """
+        try:
+            return cls(_build_network(config, weights), config=config, metadata={})
+        except _Misfit as misfit:
+            raise ArchiveError(f"not the weights of a NatureCNN: {misfit}") from None
+
     def act(
         self, observation: NDArray[np.uint8], deterministic: bool = False
     ) -> np.int64 | NDArray[np.int64]:

@@ -15,6 +15,7 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import LEARNER_RESULTS
 
+from retro_ml.rllib.evaluation import evaluate_trial, is_due
 from retro_ml.rllib.names import AGENT_STEPS, RECORDS, SCORE
 
 LEARNER_COLUMNS = (
@@ -51,7 +52,6 @@ class RecordCallback(RLlibCallback):
         records.extend(_record("episode_finished", game) for game in progress.finished)
         progress.finished = []
         steps = progress.agent_steps - algorithm.agent_steps_before
-        algorithm.agent_steps_before = progress.agent_steps
         row = {
             "step": progress.agent_steps,
             "reward": progress.score,
@@ -64,6 +64,10 @@ class RecordCallback(RLlibCallback):
             "time_total_s": progress.time_total_s,
         }
         records.append(_record("training_step", row))
+        if is_due(algorithm):
+            records.append(_record("evaluation_finished", evaluate_trial(algorithm)))
+            self._started_at = time.perf_counter()
+        algorithm.agent_steps_before = progress.agent_steps
         result[RECORDS] = records
         result[AGENT_STEPS] = progress.agent_steps
         result[SCORE] = progress.score

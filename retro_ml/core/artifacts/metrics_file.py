@@ -36,16 +36,18 @@ class Column:
 
 
 COLUMNS = (
-    Column("type", str, "training_step, episode_finished or run_completed"),
+    Column("type", str, "training_step, episode_finished, evaluation_finished or run_completed"),
     Column("timestamp", str, "when the row was recorded, UTC, ISO 8601 with microseconds"),
     Column("step", int, "agent steps of all games since the run began"),
     Column("reward", float, "training_step, run_completed: mean score of the last 100 games, "
-           "empty before the first; episode_finished: the game's score"),
+           "empty before the first; episode_finished: the game's score; evaluation_finished: "
+           "mean score of the evaluation's games"),
     Column("length", int, "agent steps of the finished game"),
     Column("iteration", int, "iterations since the run began"),
     Column("frames", int, "training_step: emulator frames since the run began; "
            "episode_finished: frames of the game"),
-    Column("games", int, "games finished since the run began"),
+    Column("games", int, "games finished since the run began; evaluation_finished: games of the "
+           "evaluation"),
     Column("policy_loss", float, "mean policy loss of the iteration's updates (PPO, A2C)"),
     Column("value_loss", float, "mean value loss of the iteration's updates (PPO, A2C)"),
     Column("entropy", float, "mean entropy of the policy, nats (PPO, A2C)"),
@@ -67,9 +69,12 @@ COLUMNS = (
 _ALWAYS = {
     EventType.TRAINING_STEP.value: {"step", "reward"},
     EventType.EPISODE_FINISHED.value: {"step", "reward", "length", "frames"},
+    EventType.EVALUATION_FINISHED.value: {"step", "reward", "games"},
     EventType.RUN_COMPLETED.value: {"step", "reward", "games", "time_total_s", "state"},
 }
 DATA_COLUMN_NAMES = frozenset(column.name for column in COLUMNS[2:])
+ONLY_IN_EVENTS = frozenset(("standard_error", "protocol", "scores"))
+"""What an evaluation tells besides; events.log has it."""
 
 _PLAIN_TEXT = re.compile(r"[A-Za-z0-9_:.+-]*")
 # Cells that JSON spells the same. With so few digits and so short an exponent no number leaves the

@@ -18,6 +18,7 @@ import safetensors.numpy
 from retro_ml.core.artifacts.checkpoint_files import CheckpointError, load_manifest
 from retro_ml.core.artifacts.metrics_file import (
     DATA_COLUMN_NAMES,
+    ONLY_IN_EVENTS,
     build_header,
     build_row,
     cut_rows,
@@ -38,6 +39,7 @@ logger = logging.getLogger("retro_ml.artifacts")
 run_logger = logging.getLogger("retro_ml.run")
 
 _LEVELS = {EventType.ERROR: logging.ERROR, EventType.EPISODE_FINISHED: logging.DEBUG}
+_KNOWN_NAMES = DATA_COLUMN_NAMES | ONLY_IN_EVENTS
 _SYNC_INTERVAL_S = 1.0
 # What `plain` leaves as it is, NaN and infinity apart.
 _PLAIN_TYPES = frozenset((str, int, float, bool, type(None)))
@@ -119,8 +121,8 @@ class MetricsWriter(_LinesWriter):
             self._save_json(next_after_s=_FIRST_JSON_AFTER_S)
         ends = event_type is EventType.RUN_COMPLETED
         if ends or _is_ordinary(event):
-            if not DATA_COLUMN_NAMES.issuperset(event.data):
-                self._note_unknown_keys(event)
+            if not _KNOWN_NAMES.issuperset(event.data):
+                self._note_unknown_keys(event.data.keys() - _KNOWN_NAMES)
             self._append(event, build_row(event))
         self._sync(event)
         if ends or event_type is EventType.ERROR or self._json_is_due():
@@ -152,8 +154,8 @@ class MetricsWriter(_LinesWriter):
         self._json_size_bytes = lines.size_bytes
         self._json_due_s = time.monotonic() + next_after_s
 
-    def _note_unknown_keys(self, event: MetricEvent) -> None:
-        unknown = event.data.keys() - DATA_COLUMN_NAMES - self._unknown_keys
+    def _note_unknown_keys(self, names: set[str]) -> None:
+        unknown = names - self._unknown_keys
         if unknown:
             self._unknown_keys |= unknown
             logger.warning(
@@ -238,6 +240,7 @@ def _is_ordinary(event: MetricEvent) -> bool:
     return (
         event.event_type is EventType.TRAINING_STEP
         or event.event_type is EventType.EPISODE_FINISHED
+        or event.event_type is EventType.EVALUATION_FINISHED
     )
 
 

@@ -99,6 +99,8 @@ class PlainProgress(Progress):
         if event.event_type is EventType.RUN_STARTED and self._view.step > 0:
             self._shown_step = self._view.step
             self.notice(f"going on from {self._view.step:,} agent steps")
+        if event.event_type is EventType.EVALUATION_FINISHED:
+            self.notice(self._view.evaluation)
         if event.event_type is EventType.TRAINING_STEP and self._is_due():
             self._shown_at_s = time.monotonic()
             self._shown_step = self._view.step
@@ -161,6 +163,8 @@ class LiveProgress(Progress):
     def __call__(self, event: MetricEvent) -> None:
         if event.experiment_id == self._view.experiment_id:
             self._view.take(event)
+            if event.event_type is EventType.EVALUATION_FINISHED:
+                self.notice(self._view.evaluation)
 
     def notice(self, text: str) -> None:
         with suppress(OSError):

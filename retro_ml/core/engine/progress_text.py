@@ -26,6 +26,7 @@ class RunView:
         self.folder = shown_path(config.paths.experiment_dir)
         self.step = 0
         self.running = False
+        self.evaluation = ""
         self._reward: float | None = None
         self._games = 0
         self._steps_per_s: float | None = None
@@ -44,6 +45,11 @@ class RunView:
             self._reward = data.get("reward")
             self._games = data.get("games") or 0
             self._steps_per_s = _smoothed(self._steps_per_s, data.get("steps_per_s"))
+        elif event.event_type is EventType.EVALUATION_FINISHED:
+            score = f"{data['reward']:,.1f}, mean of {data['games']:,} games"
+            self.evaluation = (
+                f"evaluation at {data['step']:,}: {score}, protocol {data['protocol']}"
+            )
 
     @property
     def share(self) -> float:

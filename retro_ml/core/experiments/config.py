@@ -44,6 +44,7 @@ from retro_ml.core.experiments.sections import (
     CheckpointingConfig,
     DQNSettings,
     EnvironmentConfig,
+    EvaluationConfig,
     PPOSettings,
     ResourcesConfig,
 )
@@ -127,6 +128,9 @@ class ExperimentConfig(FrozenModel):
     )
     checkpointing: CheckpointingConfig = Field(
         default=CheckpointingConfig(), description="when training is saved"
+    )
+    evaluation: EvaluationConfig = Field(
+        default=EvaluationConfig(), description="how the agent is scored during training"
     )
     ppo: PPOSettings = Field(default=PPOSettings(), description="PPO's hyperparameters")
     a2c: A2CSettings = Field(default=A2CSettings(), description="A2C's hyperparameters")

@@ -128,6 +128,25 @@ class CheckpointingConfig(FrozenModel):
     )
 
 
+class EvaluationConfig(FrozenModel):
+    """Whole games played by the agent between two iterations; training goes on unchanged."""
+
+    every_steps: Whole | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_AGENT_STEPS,
+        description="agent steps from one evaluation to the next; by default there is none",
+    )
+    episodes: Whole = Field(
+        default=30, ge=1, le=100_000, description="whole games of each (this project's choice)"
+    )
+    protocol: Literal["machado", "noop"] | None = Field(
+        default=None,
+        description="machado: sticky actions of 0.25 (Machado et al. 2018); noop: 1 to 30 no-ops "
+        "at the start (Mnih et al. 2015); by default machado for ALE/...-v5, otherwise noop",
+    )
+
+
 class PPOSettings(FrozenModel):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347)."""
 

@@ -25,6 +25,7 @@ class EventType(str, Enum):
     RUN_STARTED = "run_started"
     TRAINING_STEP = "training_step"
     EPISODE_FINISHED = "episode_finished"
+    EVALUATION_FINISHED = "evaluation_finished"
     CHECKPOINT_SAVED = "checkpoint_saved"
     RUN_COMPLETED = "run_completed"
     ERROR = "error"
