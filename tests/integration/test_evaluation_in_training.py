@@ -25,14 +25,10 @@ def test_training_is_the_same_with_evaluations_in_between(
     small_config: Callable[..., ExperimentConfig],
 ) -> None:
     fields: dict[str, Any] = {"game_id": "ALE/Pong-v5", "total_timesteps": 3000}
-    # Short games would be over within seconds in any case; these are cut off.
-    environment = {"max_frames": 400}
     evaluation = {"every_steps": 2000, "episodes": 2}
     bus = MetricEventBus()
-    plain = train(small_config("A2C", experiment_id="a", environment=environment, **fields))
-    config = small_config(
-        "A2C", experiment_id="b", environment=environment, evaluation=evaluation, **fields
-    )
+    plain = train(small_config("A2C", experiment_id="a", **fields))
+    config = small_config("A2C", experiment_id="b", evaluation=evaluation, **fields)
     evaluated = train(config, bus)
 
     assert [row for row in evaluated if row["type"] != "evaluation_finished"] == plain

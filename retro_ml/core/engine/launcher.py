@@ -44,8 +44,8 @@ class Launcher(Protocol):
     """Executes trials and publishes what they record.
 
     `publish` is called in the driver's process, per trial in order: RUN_STARTED for each attempt,
-    then EPISODE_FINISHED, TRAINING_STEP, EVALUATION_FINISHED and CHECKPOINT_SAVED as they come. The end is not
-    published: `launch` returns it, and the engine tells it.
+    then EPISODE_FINISHED, TRAINING_STEP, EVALUATION_FINISHED and CHECKPOINT_SAVED as they come. The
+    end is not published: `launch` returns it, and the engine tells it.
     """
 
     def launch(
