@@ -23,7 +23,7 @@ from benchmarking.processes import read_pss_bytes
 from benchmarking.programs.report_file import ReportFile
 from retro_ml.core.artifacts import writers
 from retro_ml.core.artifacts.run_writer import RunWriter
-from retro_ml.core.engine.run_folder import make_run_folder
+from retro_ml.core.engine.run_folder import save_config
 from retro_ml.core.engine.run_log import RunLog
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventBus
@@ -162,7 +162,8 @@ def build_event(
 @contextmanager
 def on_bus(config: ExperimentConfig, subscribers: list[RunWriter]) -> Iterator[MetricEventBus]:
     """A bus with those writers, and the run's log taking the loggers; closed at the end."""
-    make_run_folder(config)
+    config.paths.experiment_dir.mkdir(parents=True)
+    save_config(config)
     bus = MetricEventBus()
     with ExitStack() as stack, RunLog(config.paths.log_path, notice=print):
         for writer in subscribers:
