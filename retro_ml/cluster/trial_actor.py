@@ -32,6 +32,8 @@ def trial_config(
         EXPERIMENT: config.model_dump(mode="json"),
         "num_cpus": num_cpus,
         "num_gpus": num_gpus,
+        # As the driver sees it: the actor has another working directory.
+        "checkpoints_dir": str(config.checkpoints_dir),
         "restore_from": restore_from,
     }
 
@@ -56,7 +58,7 @@ class TrialActor(Trainable):
 
         experiment = ExperimentConfig.model_validate(config[EXPERIMENT])
         translated = translate(experiment, num_cpus=config["num_cpus"], num_gpus=config["num_gpus"])
-        translated.checkpoints_dir = str(experiment.checkpoints_dir)
+        translated.checkpoints_dir = config["checkpoints_dir"]
         translated.restore_from = config["restore_from"]
         self._algorithm = translated.algo_class(config=translated, storage=self._storage)
 

@@ -9,14 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from retro_ml import EventType, ExperimentConfig, MetricEventBus, run_experiment
 from retro_ml.core.artifacts.checkpoint_files import find_checkpoints, verify_checkpoint
 from retro_ml.core.artifacts.metrics_file import read_rows
-from retro_ml.core.experiments.options import RunOptions
 
 pytestmark = pytest.mark.integration
 TIMEOUT_S = 300.0
@@ -131,25 +128,3 @@ def test_a_disk_that_others_fill_ends_the_run(small_disk: Path) -> None:
     assert process.returncode == 1, errors
     assert "No space left on device" in errors
     assert "Traceback" not in errors
-
-
-@pytest.mark.usefixtures("own_ray")
-def test_a_trial_whose_learner_dies_goes_on_from_its_checkpoint(
-    small_config: Callable[..., ExperimentConfig],
-) -> None:
-    resources: dict[str, Any] = {"num_learners": 1, "precision": "fp32"}
-    config = small_config("PPO", total_timesteps=3000, resources=resources)
-    attempts: list[int] = []
-    bus = MetricEventBus()
-    bus.subscribe(EventType.RUN_STARTED, lambda event: attempts.append(event.data["from_step"]))
-
-    def kill_learner(_: Any) -> None:
-        if len(attempts) == 1:
-            for command in Path("/proc").glob("[0-9]*/cmdline"):
-                if "Learner" in command.read_text():
-                    os.kill(int(command.parent.name), signal.SIGKILL)
-
-    bus.subscribe(EventType.CHECKPOINT_SAVED, kill_learner)
-    result = run_experiment(config, event_bus=bus, options=RunOptions(progress="quiet"))
-    assert result.success, result.error
-    assert attempts == [0, 1024]

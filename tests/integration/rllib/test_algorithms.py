@@ -103,9 +103,9 @@ def four_cpus() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("four_cpus")
-@pytest.mark.parametrize("name", ["PPO", "DQN"])
+@pytest.mark.parametrize(("name", "iterations"), [("PPO", 3), ("DQN", 12)])
 def test_remote_env_runners_play_and_one_may_die(
-    name: str, tmp_path: Path, small_config: Build
+    name: str, iterations: int, tmp_path: Path, small_config: Build
 ) -> None:
     resources = {"num_env_runners": 2, "num_cpus": 1}
     config = small_config(name, resources=resources)
@@ -113,12 +113,12 @@ def test_remote_env_runners_play_and_one_may_die(
     train(algorithm, 1)
     runner = algorithm.env_runner_group._worker_manager.actors()[1]
     ray.kill(runner, no_restart=False)
-    rows = [r for r in train(algorithm, 3) if r["type"] == "training_step"]
+    rows = [r for r in train(algorithm, iterations) if r["type"] == "training_step"]
     steps = config.iteration_agent_steps
-    assert [row["step"] for row in rows] == [2 * steps, 3 * steps, 4 * steps]
+    assert [row["step"] for row in rows] == [(2 + i) * steps for i in range(iterations)]
     algorithm.save_checkpoint(str(tmp_path / "saved"))
     algorithm.load_checkpoint(str(tmp_path / "saved"))
-    assert train(algorithm, 1)[-1]["step"] == 5 * steps
+    assert train(algorithm, 1)[-1]["step"] == (2 + iterations) * steps
     algorithm.stop()
 
 

@@ -60,6 +60,7 @@ def test_the_fields_stand_in_the_documented_order() -> None:
         "environment",
         "resources",
         "checkpointing",
+        "evaluation",
         "ppo",
         "a2c",
         "dqn",
