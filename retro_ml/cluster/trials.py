@@ -236,7 +236,7 @@ def describe_end(trial: TuneTrial, stopper: RunStopper) -> TrialEnd:
 def _explain(trial: TuneTrial) -> str:
     """The last line of what the trial died of; all of it goes to the log."""
     with suppress(OSError):
-        logger.error("%s", trial.get_error())
+        logger.info("%s", trial.get_error())
     error = trial.get_pickled_error()
     cause = getattr(error, "cause", None) or error
     lines = str(cause).strip().splitlines()

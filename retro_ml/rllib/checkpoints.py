@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from retro_ml.core.artifacts.checkpoint_files import (
     CheckpointError,
@@ -103,9 +103,9 @@ def _write(algorithm: AtariAlgorithm, into: Path, target: Path) -> list[Path]:
     learner = algorithm.get_learner_state()
     module = dict(learner[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID])
     weights = {name: module.pop(name) for name in list(module) if name.startswith(NETWORK_PREFIX)}
-    save_file(
-        {name.removeprefix(NETWORK_PREFIX): np.array(array) for name, array in weights.items()},
-        into / MODULE_FILE,
+    # Through bytes: a full disk is an OSError then, not one of safetensors' own.
+    (into / MODULE_FILE).write_bytes(
+        save({name.removeprefix(NETWORK_PREFIX): np.array(a) for name, a in weights.items()})
     )
     learner = {**learner, COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: module}}
     save_state(learner, into, "learner")

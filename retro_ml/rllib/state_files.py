@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from retro_ml.core.artifacts.checkpoint_files import CheckpointError
 from retro_ml.core.experiments.faults import as_line
@@ -34,7 +34,8 @@ def save_state(state: Any, folder: Path, name: str) -> None:
     """
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     plain = _take_arrays(state, "", arrays)
-    save_file(arrays, folder / f"{name}.safetensors")
+    # Through bytes: a full disk is an OSError then, not one of safetensors' own.
+    (folder / f"{name}.safetensors").write_bytes(save(arrays))
     (folder / f"{name}.json").write_text(json.dumps(plain), encoding="utf-8")
 
 
