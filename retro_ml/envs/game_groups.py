@@ -1,23 +1,27 @@
-"""The games of one env runner in groups that take turns: double-buffered sampling.
+"""The games of one env runner in groups that play side by side, each in a thread of its own.
 
-While the network chooses the actions of one group, the emulator plays the other's; neither waits
-for the other (the idea is rlpyt's alternating sampler: Stooke and Abbeel 2019, section 3.1). Each
-group is a vector of its own. A game's course depends on its own seed and actions alone, so groups
-change the order in which things are computed and nothing else.
+A thread asks the network for its group's actions, then the emulator for what they give, and goes on
+without waiting for the others until the rollout's end: both leave Python's lock while they compute,
+and no core is idle in between. (rlpyt's alternating sampler has the groups take turns with one
+network: Stooke and Abbeel 2019, section 3.1; it waits a quarter of the time.) Each group is a
+vector of its own. A game's course depends on its own seed and actions alone, so groups change the
+order in which things are computed and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from retro_ml.envs.atari import AtariGames, GameSettings
+
+T = TypeVar("T")
 
 
 class GameGroups:
@@ -27,7 +31,7 @@ class GameGroups:
         settings: the game and its protocol.
         num_games: N.
         num_threads: threads that the caller has for emulator and network together; with one there
-            is nothing to overlap, and one group.
+            is nothing to do side by side, and one group.
         seed: the run's seed.
         first_game: the first game among all of the run's.
     """
@@ -43,8 +47,8 @@ class GameGroups:
     ) -> None:
         count = min(2, num_threads, num_games)
         self.num_envs = num_games
-        self.network_threads = max(1, num_threads // count)
-        """What is left for the network while one group plays."""
+        self.threads_per_group = max(1, num_threads // count)
+        """What each group has, for the emulator and the network in turn."""
         bounds = np.linspace(0, num_games, count + 1).astype(int).tolist()
         self.parts = [slice(*pair) for pair in pairwise(bounds)]
         """Each group's place among the N games."""
@@ -52,12 +56,13 @@ class GameGroups:
             AtariGames(
                 settings,
                 num_games=part.stop - part.start,
-                num_threads=max(1, num_threads // count),
+                num_threads=self.threads_per_group,
                 seed=seed,
                 first_game=first_game + part.start,
             )
             for part in self.parts
         ]
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="games")
         games = self.groups[0]
         self.action_meanings = games.action_meanings
         self.single_observation_space = games.single_observation_space
@@ -77,10 +82,15 @@ class GameGroups:
 
     def reset(self) -> NDArray[np.uint8]:
         """Seeds every game anew and starts it. Returns the first frames `[N, 21, 21, 16]`."""
-        return np.concatenate(self._side_by_side(lambda games: games.reset(), self.groups))
+        return np.concatenate(self.side_by_side(lambda games, part: games.reset()))
+
+    def side_by_side(self, function: Callable[[AtariGames, slice], T]) -> list[T]:
+        """Calls `function` with each group and its part, all at the same time; its answers."""
+        return list(self._pool.map(function, self.groups, self.parts))
 
     def close(self) -> None:
-        """Stops the emulators' threads."""
+        """Stops the groups' threads and the emulators'."""
+        self._pool.shutdown()
         for games in self.groups:
             games.close()
 
@@ -97,15 +107,12 @@ class GameGroups:
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Brings every game back to where `get_state` found it; see `AtariGames.set_state`."""
-        before = np.zeros(len(self.groups), np.int64)
-        before[0] = state["frames_played"]
         per_game = ("seedings", "history", "scores", "lengths")
-        jobs = [
-            (games, {name: state[name][part] for name in per_game} | {"frames_played": frames})
-            for games, part, frames in zip(self.groups, self.parts, before, strict=True)
-        ]
-        self._side_by_side(lambda job: job[0].set_state(job[1]), jobs)
 
-    def _side_by_side(self, function: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Any]:
-        with ThreadPoolExecutor(len(jobs)) as pool:
-            return list(pool.map(function, jobs))
+        def set_group(games: AtariGames, part: slice) -> None:
+            frames = state["frames_played"] if part.start == 0 else 0
+            games.set_state(
+                {name: state[name][part] for name in per_game} | {"frames_played": frames}
+            )
+
+        self.side_by_side(set_group)

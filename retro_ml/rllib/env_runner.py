@@ -10,6 +10,7 @@ action values (DQN: epsilon-greedy); which one is a field of the config's `env_c
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,20 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from retro_ml.core.experiments.seeds import derive_seed
-from retro_ml.envs.atari import GameSettings, Step
+from retro_ml.envs.atari import AtariGames, FinishedGame, GameSettings, Step
 from retro_ml.envs.frames import FRAME_CHANNELS, PACKED_FRAME_SHAPE, PACKED_STACK_SHAPE, push_frames
 from retro_ml.envs.game_groups import GameGroups
+from retro_ml.rllib.exploration import (
+    Exploration,
+    draw_epsilon_greedy,
+    draw_softmax,
+    draw_uniform,
+)
 from retro_ml.rllib.module import Actor
 from retro_ml.rllib.rollout import HISTORY, Rollout
 
+Finished = tuple[int, FinishedGame]
+"""A game, and the agent steps (all games') that its rollout had played when it ended."""
 ACTION_SEEDS = 2
 """First word of the key from which the generators of actions are derived."""
 
@@ -134,29 +143,48 @@ class AtariEnvRunner(SingleAgentEnvRunner):
 
     def _play(self, steps: int, explore: bool, random_actions: bool) -> Rollout:
         rollout = self._build_rollout(steps)
+        exploration = self._draw_exploration(steps, explore, random_actions)
+        actor = self.module.build_actor()
         frames_before = self.env.frames_played
         threads = torch.get_num_threads()
-        torch.set_num_threads(self.env.network_threads)
-        actor = self.module.build_actor()
-        for t in range(steps):
-            for games, part in zip(self.env.groups, self.env.parts, strict=True):
-                if t:
-                    self._take(rollout, t - 1, games.receive(), part, actor)
-                scores, values = actor(torch.from_numpy(self._stacks[part]))
-                rollout.scores[t, part] = scores.numpy()
-                if values is not None:
-                    rollout.values[t, part] = values.numpy()
-                actions = self._choose(rollout.scores[t, part], t, explore, random_actions)
-                rollout.actions[t, part] = actions
-                games.send(actions)
-        for games, part in zip(self.env.groups, self.env.parts, strict=True):
-            self._take(rollout, steps - 1, games.receive(), part, actor)
-            if len(rollout.values):
-                last = actor(torch.from_numpy(self._stacks[part]))[1]
-                rollout.values[steps, part] = last.numpy()
+
+        def play(games: AtariGames, part: slice) -> list[Finished]:
+            # Threads have counts of their own, but new ones begin with the last that was set.
+            torch.set_num_threads(self.env.threads_per_group)
+            return self._play_group(games, part, rollout, exploration, actor)
+
+        finished = self.env.side_by_side(play)
         torch.set_num_threads(threads)
+        rollout.finished = sorted(chain(*finished), key=lambda pair: pair[0])
         rollout.frames_played = self.env.frames_played - frames_before
         return rollout
+
+    def _play_group(
+        self,
+        games: AtariGames,
+        part: slice,
+        rollout: Rollout,
+        exploration: Exploration,
+        actor: Actor,
+    ) -> list[Finished]:
+        """Plays one group's share of a rollout. Returns its games that ended."""
+        finished: list[Finished] = []
+        stacks = torch.from_numpy(self._stacks[part])  # moves on with every step
+        steps = len(rollout.actions)
+        for t in range(steps):
+            scores, values = actor(stacks)
+            rollout.scores[t, part] = scores.numpy()
+            if values is not None:
+                rollout.values[t, part] = values.numpy()
+            actions = exploration.choose(rollout.scores[t, part], t, part)
+            rollout.actions[t, part] = actions
+            step = games.step(actions)
+            self._take(rollout, t, step, part, actor)
+            played = (t + 1) * self.num_envs
+            finished.extend((played, game) for _, game in step.finished)
+        if len(rollout.values):
+            rollout.values[steps, part] = actor(stacks)[1].numpy()
+        return finished
 
     def _build_rollout(self, steps: int) -> Rollout:
         games, num_actions = self.num_envs, int(self.env.single_action_space.n)
@@ -177,27 +205,21 @@ class AtariEnvRunner(SingleAgentEnvRunner):
         rollout.ages[0] = self._ages
         return rollout
 
-    def _choose(
-        self, scores: NDArray[np.float32], t: int, explore: bool, random_actions: bool
-    ) -> NDArray[np.int64]:
-        """Actions `[N]` for scores `[N, A]`."""
+    def _draw_exploration(self, steps: int, explore: bool, random_actions: bool) -> Exploration:
+        shape = (steps, self.num_envs, int(self.env.single_action_space.n))
         if random_actions:
-            return self._rng.integers(0, scores.shape[1], len(scores))
+            return draw_uniform(self._rng, shape)
         if not explore:
-            return scores.argmax(axis=1)
+            return Exploration()
         if self._exploration == "softmax":
-            # The Gumbel-max trick: argmax(score - log E), E ~ Exp(1), is a draw from the softmax.
-            noise = self._rng.standard_exponential(scores.shape, dtype=np.float32)
-            return (scores - np.log(noise)).argmax(axis=1)
-        explores = self._rng.random(len(scores)) < self.epsilon(t)
-        at_random = self._rng.integers(0, scores.shape[1], len(scores))
-        return np.where(explores, at_random, scores.argmax(axis=1))
+            return draw_softmax(self._rng, shape)
+        return draw_epsilon_greedy(self._rng, shape, self.epsilons(steps))
 
-    def epsilon(self, t: int = 0) -> float:
-        """Epsilon at the run's agent step at which this sample's step `t` is taken."""
+    def epsilons(self, steps: int) -> NDArray[np.float64]:
+        """`[steps]`: epsilon at the agent steps of the run at which the next sample is played."""
         (start, high), (end, low) = self._exploration
-        played = self.num_env_steps_sampled_lifetime + t * self.num_envs * max(self.num_workers, 1)
-        return float(np.interp(played, [start, end], [high, low]))
+        taken = np.arange(steps) * self.num_envs * max(self.num_workers, 1)
+        return np.interp(self.num_env_steps_sampled_lifetime + taken, [start, end], [high, low])
 
     def _take(self, rollout: Rollout, t: int, step: Step, part: slice, actor: Actor) -> None:
         """Notes what step `t` gave one group, and moves its stacks on."""
@@ -213,8 +235,6 @@ class AtariEnvRunner(SingleAgentEnvRunner):
             values = actor(torch.from_numpy(last[None]))[1]
             if values is not None:
                 rollout.final_values[t, game] = float(values[0])
-        played = (t + 1) * self.num_envs
-        rollout.finished.extend((played, game) for _, game in step.finished)
         push_frames(stacks, step.frames, step.started)
         ages = np.where(step.started, 0, np.minimum(self._ages[part] + 1, HISTORY))
         self._ages[part] = rollout.ages[t + 1, part] = ages

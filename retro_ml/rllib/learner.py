@@ -141,5 +141,8 @@ class AtariLearner(TorchLearner):
                     chosen = {name: column[part] for name, column in columns.items()}
                 else:
                     rows = order[part].to(next(iter(columns.values())).device)
-                    chosen = {name: column[rows] for name, column in columns.items()}
+                    # Whole rows at once: column[rows] takes an update's twentieth.
+                    chosen = {
+                        name: column.index_select(0, rows) for name, column in columns.items()
+                    }
                 yield MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(chosen)}, size)
