@@ -182,8 +182,9 @@ class AtariEnvRunner(SingleAgentEnvRunner):
             self._take(rollout, t, step, part, actor)
             played = (t + 1) * self.num_envs
             finished.extend((played, game) for _, game in step.finished)
-        if len(rollout.values):
-            rollout.values[steps, part] = actor(stacks)[1].numpy()
+        _, values = actor(stacks) if len(rollout.values) else (None, None)
+        if values is not None:
+            rollout.values[steps, part] = values.numpy()
         return finished
 
     def _build_rollout(self, steps: int) -> Rollout:

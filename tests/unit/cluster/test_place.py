@@ -14,7 +14,7 @@ pytestmark = pytest.mark.unit
 
 def placed(cpus: int, gpus: float = 0.0, **fields: Any) -> tuple[int, float]:
     config = ExperimentConfig(game_id="pong", **fields)
-    return place(config, Cluster(cpus=cpus, gpus=gpus, embedded=True, scratch_dir=None))
+    return place(config, Cluster(cpus=cpus, gpus=gpus))
 
 
 @pytest.mark.parametrize(("cpus", "taken"), [(1, 1), (2, 2), (8, 8), (16, 16), (64, 16)])
