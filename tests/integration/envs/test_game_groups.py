@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from retro_ml.envs.atari import GameSettings
+from retro_ml.envs.atari import AtariGames, GameSettings, Step
 from retro_ml.envs.game_groups import GameGroups
 
 pytestmark = pytest.mark.integration
@@ -24,13 +26,15 @@ def build(num_threads: int, num_games: int = GAMES) -> Any:
     )
 
 
+def step(actions: NDArray[np.int64], games: AtariGames, part: slice) -> Step:
+    return games.step(actions[part])
+
+
 def play(env: GameGroups, start: int, stop: int) -> Iterator[Any]:
     """Plays all groups from moment `start` to `stop`; yields what each game gave."""
     for moment in range(start, stop):
         actions = np.random.default_rng(moment).integers(0, 4, env.num_envs)
-        for games, part in zip(env.groups, env.parts, strict=True):
-            games.send(actions[part])
-        steps = [games.receive() for games in env.groups]
+        steps = env.side_by_side(partial(step, actions))
         yield (
             np.concatenate([step.frames for step in steps]),
             np.concatenate([step.rewards for step in steps]),
@@ -64,11 +68,11 @@ def test_the_state_of_one_grouping_serves_another(threads: tuple[int, int]) -> N
 
 
 @pytest.mark.parametrize(
-    ("num_games", "num_threads", "groups", "network_threads"),
+    ("num_games", "num_threads", "groups", "threads_per_group"),
     [(1, 8, 1, 8), (8, 1, 1, 1), (8, 2, 2, 1), (8, 8, 2, 4)],
 )
-def test_threads_are_shared_between_emulator_and_network(
-    num_games: int, num_threads: int, groups: int, network_threads: int
+def test_threads_are_shared_between_groups(
+    num_games: int, num_threads: int, groups: int, threads_per_group: int
 ) -> None:
     with build(num_threads, num_games) as env:
-        assert (len(env.groups), env.network_threads) == (groups, network_threads)
+        assert (len(env.groups), env.threads_per_group) == (groups, threads_per_group)

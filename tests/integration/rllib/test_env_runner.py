@@ -45,6 +45,7 @@ def build_runner() -> Iterator[BuildRunner]:
             scores: list[float],
             *,
             game: str = "BreakoutNoFrameskip-v4",
+            num_cpus: int = 1,
             **fields: Any,
         ) -> AtariEnvRunner:
             config = ExperimentConfig(
@@ -55,7 +56,7 @@ def build_runner() -> Iterator[BuildRunner]:
                 use_gpu=False,
                 **{"resources": {"games_per_env_runner": GAMES}, **fields},
             )
-            runner = AtariEnvRunner(config=translate(config, num_cpus=1))
+            runner = AtariEnvRunner(config=translate(config, num_cpus=num_cpus))
             stack.enter_context(closing(runner.env))
             runner.module = StubModule(scores, has_values=algorithm != "DQN")
             return runner
@@ -66,36 +67,53 @@ def build_runner() -> Iterator[BuildRunner]:
 UNIFORM = [0.0, 0.0, 0.0, 0.0]
 
 
-def test_actions_are_drawn_from_the_softmax(build_runner: BuildRunner) -> None:
-    """Scores log 1, log 2, log 3, log 4: a tenth, two tenths, three and four."""
-    runner = build_runner("PPO", [])
-    scores = np.tile(np.log([1, 2, 3, 4]).astype(np.float32), (20_000, 1))
-    counts = np.bincount(runner._choose(scores, 0, True, False), minlength=4)
-    np.testing.assert_allclose(counts / 20_000, [0.1, 0.2, 0.3, 0.4], atol=0.015)
-    assert (runner._choose(scores, 0, False, False) == 3).all()
-    at_random = np.bincount(runner._choose(scores, 0, True, True), minlength=4)
-    np.testing.assert_allclose(at_random / 20_000, [0.25] * 4, atol=0.015)
-
-
 def test_epsilon_falls_linearly_with_the_runs_agent_steps(build_runner: BuildRunner) -> None:
     """1 to 0.01 over the first 1,000 of 10,000; each step of the two games counts as two."""
     runner = build_runner("DQN", [])
-    assert runner.epsilon() == 1.0
-    assert runner.epsilon(250) == pytest.approx(0.505)
+    assert runner.epsilons(251)[[0, 250]] == pytest.approx([1.0, 0.505])
     runner.num_env_steps_sampled_lifetime = 500
-    assert runner.epsilon() == pytest.approx(0.505)
-    assert runner.epsilon(250) == pytest.approx(0.01)
+    assert runner.epsilons(251)[[0, 250]] == pytest.approx([0.505, 0.01])
     runner.num_env_steps_sampled_lifetime = 9_000
-    assert runner.epsilon() == pytest.approx(0.01)
+    assert runner.epsilons(1) == pytest.approx([0.01])
 
 
-def test_epsilon_greedy_frequencies(build_runner: BuildRunner) -> None:
-    """Epsilon 0.4 of 4 actions: each gets 0.1, the greedy one 0.6 more."""
-    runner = build_runner("DQN", [], dqn={"epsilon_initial": 0.4, "epsilon_final": 0.4})
-    scores = np.tile(np.array([0, 5, 1, 2], np.float32), (20_000, 1))
-    counts = np.bincount(runner._choose(scores, 0, True, False), minlength=4)
-    np.testing.assert_allclose(counts / 20_000, [0.1, 0.7, 0.1, 0.1], atol=0.015)
-    assert (runner._choose(scores, 0, False, False) == 1).all()
+@pytest.mark.parametrize(
+    ("algorithm", "how", "low", "high"),
+    [
+        # The softmax gives action 1 three quarters, drawn anew by every game at every step ...
+        ("PPO", {"explore": True}, 0.65, 0.85),
+        # ... epsilon is 1 in the beginning, and falls by a tenth in these 100 steps of two games.
+        ("DQN", {"explore": True}, 0.4, 0.65),
+        ("PPO", {"explore": False}, 1.0, 1.0),
+        ("PPO", {"explore": True, "random_actions": True}, 0.35, 0.65),
+    ],
+)
+def test_how_actions_are_chosen(
+    build_runner: BuildRunner, algorithm: str, how: dict[str, bool], low: float, high: float
+) -> None:
+    """The network gives two of Breakout's four actions a quarter and three, the others nothing."""
+    scores = [float(np.log(0.25)), float(np.log(0.75)), -99.0, -99.0]
+    runner = build_runner(algorithm, scores)
+    (rollout,) = runner.sample(num_timesteps=100 * GAMES, **how)
+    chosen = rollout.actions[rollout.actions < 2]
+    for game in range(GAMES):
+        share = (rollout.actions[:, game] == 1).sum() / max((rollout.actions[:, game] < 2).sum(), 1)
+        assert low <= share <= high
+    everything = how.get("random_actions", False) or algorithm == "DQN"
+    assert (len(chosen) < rollout.actions.size) == everything
+
+
+def test_groups_in_threads_play_what_one_group_plays(build_runner: BuildRunner) -> None:
+    """Draws belong to steps and games, whoever comes first."""
+    how: dict[str, Any] = {"environment": {"max_frames": 60}}
+    runners = [build_runner("PPO", UNIFORM, num_cpus=cpus, **how) for cpus in (1, 2)]
+    assert [len(runner.env.groups) for runner in runners] == [1, 2]
+    for _ in range(2):
+        one, two = (runner.sample(num_timesteps=40, explore=True)[0] for runner in runners)
+        for name in ("frames", "ages", "actions", "scores", "values", "rewards", "final_values"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(two, name), err_msg=name)
+        assert one.finished == two.finished
+        assert one.final_frames.keys() == two.final_frames.keys()
 
 
 def test_a_sample_counts_its_steps(build_runner: BuildRunner) -> None:
@@ -103,7 +121,7 @@ def test_a_sample_counts_its_steps(build_runner: BuildRunner) -> None:
     (rollout,) = runner.sample(num_timesteps=8, explore=True)
     assert (len(rollout), rollout.env_steps(), rollout.actions.shape) == (8, 8, (4, GAMES))
     assert runner.num_env_steps_sampled_lifetime == 8
-    assert runner.epsilon() == pytest.approx(1 - 0.99 * 8 / 1_000)
+    assert runner.epsilons(1) == pytest.approx([1 - 0.99 * 8 / 1_000])
     assert rollout.values.shape == (0, GAMES)
 
 

@@ -53,7 +53,7 @@ class ScriptedGames:
     """Stands where `GameGroups` would; answers with the course above whatever the agent does."""
 
     def __init__(self, settings: object, **how: Any) -> None:
-        self.groups, self.parts, self.network_threads = [self], [slice(0, 1)], 1
+        self.threads_per_group = 1
         self.num_envs, self.frames_played, self._t = 1, 0, -1
         self.single_observation_space = Box(0, 255, OBSERVATION_SHAPE, np.uint8)
         self.single_action_space = Discrete(4)
@@ -67,10 +67,11 @@ class ScriptedGames:
     def reset(self) -> NDArray[np.uint8]:
         return frame(LEVELS[0])[None]
 
-    def send(self, actions: NDArray[np.int64]) -> None:
-        self._t += 1
+    def side_by_side(self, function: Any) -> list[Any]:
+        return [function(self, slice(0, 1))]
 
-    def receive(self) -> Step:
+    def step(self, actions: NDArray[np.int64]) -> Step:
+        self._t += 1
         t = self._t
         return Step(
             frames=frame(LEVELS[t + 1])[None],
