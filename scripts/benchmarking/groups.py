@@ -19,7 +19,8 @@ from benchmarking.watch import FOLDER, Program
 
 GAME = "BreakoutNoFrameskip-v4"
 RETRO_FP32, RETRO_BF16 = "retro_ml fp32", "retro_ml bf16"
-TIMED = "retro_ml fp32, timed"
+# In the precision that it chooses for itself.
+RETRO, TIMED = "retro_ml", "retro_ml, timed"
 SB3, STOCK = "Stable-Baselines3", "RLlib"
 # Agent steps of one iteration of retro_ml: PPO 8 games x 128; A2C 13 updates of 16 x 5; DQN 16
 # rounds of 4 x 4.
@@ -42,7 +43,7 @@ class Effort:
     dqn_iterations: int
     dqn_sb3_agent_steps: int
     floor_s: float
-    """For each of the three to four parts of a floor."""
+    """For each of the four to seven parts of a floor."""
     long_s: float
     replay_size: int
     rows: int
@@ -107,7 +108,9 @@ def build_ppo(effort: Effort, repetition: int) -> list[Program]:
 def build_overhead(effort: Effort, repetition: int) -> list[Program]:
     """A run that notes what it spends outside of `Algorithm.train()`."""
     steps = effort.ppo_iterations * ITERATION["PPO"]
-    retro = build_retro(TIMED, algorithm="PPO", agent_steps=steps, seed=repetition)
+    retro = build_retro(
+        TIMED, algorithm="PPO", agent_steps=steps, seed=repetition, precision="auto"
+    )
     module, arguments = "benchmarking.programs.overhead", retro.arguments[2:]
     return [
         replace(
@@ -125,6 +128,9 @@ def build_a2c(effort: Effort, repetition: int) -> list[Program]:
     return [
         build_retro(RETRO_FP32, algorithm="A2C", agent_steps=steps, seed=repetition),
         build_sb3("A2C", agent_steps=steps, mark_every=ITERATION["A2C"], seed=repetition),
+        build_retro(
+            RETRO_BF16, algorithm="A2C", agent_steps=steps, seed=repetition, precision="bf16"
+        ),
         *build_floors("A2C", effort),
     ]
 
@@ -132,25 +138,26 @@ def build_a2c(effort: Effort, repetition: int) -> list[Program]:
 def build_dqn(effort: Effort, repetition: int) -> list[Program]:
     """retro_ml's and Stable-Baselines3's DQN, one update of 32 for every 4 agent steps."""
     steps = effort.dqn_iterations * ITERATION["DQN"]
-    replay = ["dqn.replay_size=10000", "dqn.warmup_agent_steps=500"]
-    return [
+    fp32, bf16 = (
         build_retro(
-            RETRO_FP32,
+            name,
             algorithm="DQN",
             agent_steps=steps,
             seed=repetition,
-            fields=replay,
+            precision=precision,
+            fields=["dqn.replay_size=10000", "dqn.warmup_agent_steps=500"],
             warmup_agent_steps=DQN_WARMUP,
-        ),
-        build_sb3(
-            "DQN",
-            agent_steps=effort.dqn_sb3_agent_steps,
-            mark_every=250,
-            seed=repetition,
-            warmup_agent_steps=DQN_WARMUP,
-        ),
-        *build_floors("DQN", effort),
-    ]
+        )
+        for name, precision in ((RETRO_FP32, "fp32"), (RETRO_BF16, "bf16"))
+    )
+    sb3 = build_sb3(
+        "DQN",
+        agent_steps=effort.dqn_sb3_agent_steps,
+        mark_every=250,
+        seed=repetition,
+        warmup_agent_steps=DQN_WARMUP,
+    )
+    return [fp32, sb3, bf16, *build_floors("DQN", effort)]
 
 
 def build_floors(algorithm: str, effort: Effort) -> list[Program]:
@@ -170,10 +177,11 @@ def build_first(effort: Effort, repetition: int) -> list[Program]:
     """The main job, until its first row is there."""
     return [
         build_retro(
-            RETRO_FP32,
+            RETRO,
             algorithm="PPO",
             agent_steps=None,
             seed=repetition,
+            precision="auto",
             stop_at_first_mark=True,
         )
     ]
@@ -183,10 +191,11 @@ def build_long(effort: Effort, repetition: int) -> list[Program]:
     """PPO for minutes."""
     return [
         build_retro(
-            RETRO_FP32,
+            RETRO,
             algorithm="PPO",
             agent_steps=10_000_000,
             seed=repetition,
+            precision="auto",
             options=["--max-hours", f"{effort.long_s / 3600:.6f}"],
         )
     ]

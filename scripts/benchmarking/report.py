@@ -17,16 +17,17 @@ from benchmarking.answers import (
     peak_bytes,
     rates,
 )
-from benchmarking.groups import GROUPS, RETRO_BF16, RETRO_FP32, SB3, STOCK
+from benchmarking.groups import GROUPS, RETRO, RETRO_BF16, RETRO_FP32, SB3, STOCK
 from benchmarking.rates import Spread, spread
 from benchmarking.results import Results
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+PRECISIONS = ("fp32", "bf16")
 TRAINED = {
     "ppo": (RETRO_FP32, RETRO_BF16, SB3, STOCK),
-    "a2c": (RETRO_FP32, SB3),
-    "dqn": (RETRO_FP32, SB3),
-    "long": (RETRO_FP32,),
+    "a2c": (RETRO_FP32, RETRO_BF16, SB3),
+    "dqn": (RETRO_FP32, RETRO_BF16, SB3),
+    "long": (RETRO,),
 }
 
 
@@ -34,10 +35,12 @@ def summarize(results: Results) -> list[dict[str, Any]]:
     """The answers as they go into the JSON, each with `met`; the floors with their formula."""
     summary = [{**asdict(answer), "met": answer.met} for answer in build_answers(results)]
     for algorithm, samples in SAMPLES_PER_AGENT_STEP.items():
-        turns = list(floors(results, algorithm).values())
-        if turns:
-            facts = {"formula": CEILING_FORMULA, "samples_per_agent_step": samples}
-            summary.append({"floor": algorithm, **facts, "turns": turns})
+        for precision in PRECISIONS:
+            turns = list(floors(results, algorithm, precision).values())
+            if turns:
+                facts = {"formula": CEILING_FORMULA, "samples_per_agent_step": samples}
+                floor = {"floor": algorithm, "precision": precision, **facts, "turns": turns}
+                summary.append(floor)
     return summary
 
 
@@ -51,9 +54,8 @@ def build_markdown(results: Results) -> str:
         parts.append(f"### {group.name}: {group.meaning}")
         if group.name in TRAINED:
             parts.append(_programs_table(results, group.name))
-        algorithm = group.name.upper()
-        if floors(results, algorithm):
-            parts.append(_floors_table(results, algorithm))
+        if floors(results, group.name.upper(), "fp32"):
+            parts.append(_floors_table(results, group.name.upper()))
         parts.append(answers_table([one for one in answers if one.group == group.name]))
         parts += _failures(results, group.name)
         parts.append(_provenance(results["groups"][group.name]))
@@ -94,14 +96,17 @@ def answers_table(answers: list[Answer]) -> str:
     """Question, bar, what was found, and whether that meets the bar."""
     rows = []
     for answer in answers:
-        bar = ""
+        bar, goal = "", ""
         if answer.at_least is not None:
             bar = f"at least {figure(answer.at_least, answer.unit)}"
         elif answer.below is not None:
             bar = f"below {figure(answer.below, answer.unit)}"
+        if answer.goal is not None:
+            goal = figure(answer.goal, answer.unit)
         met = {True: "met", False: "**missed**", None: ""}[answer.met]
-        rows.append([answer.question, bar, figures(answer.found, answer.unit), met, answer.note])
-    return table(["Question", "Bar", "Measured", "", "Note"], rows)
+        found = figures(answer.found, answer.unit)
+        rows.append([answer.question, bar, goal, found, met, answer.note])
+    return table(["Question", "Bar", "Goal", "Measured", "", "Note"], rows)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -164,13 +169,15 @@ def _programs_table(results: Results, group: str) -> str:
 
 
 def _floors_table(results: Results, algorithm: str) -> str:
-    turns = floors(results, algorithm).values()
-    parts = [
-        figures(spread([turn[name] for turn in turns]), "/s")
-        for name in ("env", "forward", "update", "ceiling")
-    ]
-    head = ["Emulator: agent steps", "Forward: observations", "Update: samples"]
-    return table([*head, "Together: agent steps"], [parts])
+    rows = []
+    for precision in PRECISIONS:
+        turns = floors(results, algorithm, precision).values()
+        if turns:
+            parts = ("env", "forward", "update", "ceiling")
+            found = [figures(spread([turn[part] for turn in turns]), "/s") for part in parts]
+            rows.append([precision, *found])
+    head = ["Parts", "Emulator: agent steps", "Forward: observations", "Update: samples"]
+    return table([*head, "Together: agent steps"], rows)
 
 
 def _failures(results: Results, group: str) -> list[str]:

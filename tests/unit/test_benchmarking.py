@@ -109,7 +109,7 @@ def test_a_bar_is_met_or_missed_by_the_median() -> None:
 def test_misses_and_what_was_not_measured_are_shown() -> None:
     text = answers_table(
         [
-            Answer("bus", "fast", Spread(2.0, 1.5, 2.5, 3), at_least=1.0),
+            Answer("bus", "fast", Spread(2.0, 1.5, 2.5, 3), at_least=1.0, goal=3.0),
             Answer("bus", "slow", Spread(2_000.0, 2_000.0, 2_000.0, 1), "/s", at_least=50_000),
             Answer("bus", "large", Spread(0.051, 0.04, 0.06, 2), "%", below=0.03, note="why"),
             Answer("bus", "open", None, "GB"),
@@ -117,10 +117,10 @@ def test_misses_and_what_was_not_measured_are_shown() -> None:
     )
 
     assert text.splitlines()[2:] == [
-        "| fast | at least 1.00 | 2.00 (1.50 to 2.50) | met |  |",
-        "| slow | at least 50,000/s | 2,000/s | **missed** |  |",
-        "| large | below 3.0 % | 5.1 % (4.0 % to 6.0 %) | **missed** | why |",
-        "| open |  | not measured |  |  |",
+        "| fast | at least 1.00 | 3.00 | 2.00 (1.50 to 2.50) | met |  |",
+        "| slow | at least 50,000/s |  | 2,000/s | **missed** |  |",
+        "| large | below 3.0 % |  | 5.1 % (4.0 % to 6.0 %) | **missed** | why |",
+        "| open |  |  | not measured |  |  |",
     ]
 
 
@@ -196,12 +196,12 @@ def test_a_failed_run_is_told_and_not_counted(build: BuildResults) -> None:
         }
     )
 
-    answer, _ = build_answers(results)
+    answer, _ = build_answers(results)  # both precisions; no floors were measured
     text = build_markdown(results)
 
     assert answer.found is None
     assert "- Stable-Baselines3, repetition 1 failed: exit code 1: no memory" in text
-    assert "| rate, fp32 / Stable-Baselines3 | at least 1.80 | not measured |" in text
+    assert "| rate, fp32 / Stable-Baselines3 | at least 1.80 | 2.40 | not measured |" in text
 
 
 def test_the_share_of_the_ceiling_takes_the_best_of_each_part_in_a_turn(
@@ -210,8 +210,8 @@ def test_the_share_of_the_ceiling_takes_the_best_of_each_part_in_a_turn(
     def floor(repetition: int, env: float, forward: float, update: float) -> dict[str, Any]:
         facts = {
             "env_agent_steps_per_s": env,
-            "forward_observations_per_s": forward,
-            "update_samples_per_s": update,
+            "forward_fp32_observations_per_s": forward,
+            "update_fp32_samples_per_s": update,
         }
         return run("parts", repetition, facts=facts)
 
@@ -311,14 +311,24 @@ def test_retro_ml_is_called_with_arguments_that_it_takes(effort: Effort) -> None
                 call = parse_command_line(program.arguments[2:])
                 configs.append(build_experiment(call)[0])
 
-    assert [config.algorithm for config in configs] == ["PPO", "PPO", "A2C", "DQN", "PPO", "PPO"]
-    lengths = [config.total_timesteps / config.iteration_agent_steps for config in configs[:4]]
-    assert lengths == [
-        effort.ppo_iterations,
-        effort.ppo_iterations,
-        effort.a2c_iterations,
-        effort.dqn_iterations,
-    ]
+    algorithms = [config.algorithm for config in configs]
+    assert algorithms == ["PPO", "PPO", "A2C", "A2C", "DQN", "DQN", "PPO", "PPO"]
+    precisions = [config.resources.precision for config in configs]
+    assert precisions == ["fp32", "bf16"] * 3 + ["auto"] * 2
+    lengths = [config.total_timesteps / config.iteration_agent_steps for config in configs[:6:2]]
+    assert lengths == [effort.ppo_iterations, effort.a2c_iterations, effort.dqn_iterations]
+
+
+def test_the_bar_is_for_the_precision_that_is_chosen(build: BuildResults) -> None:
+    speeds = {RETRO_FP32: 300.0, RETRO_BF16: 330.0, SB3: 150.0}
+    results = build(
+        {"dqn": [run(name, 1, marks=steady(speed, 4)) for name, speed in speeds.items()]}
+    )
+    bars = {}
+    for in_hardware in (False, True):
+        results["machine"]["bf16_in_hardware"] = in_hardware
+        bars[in_hardware] = [answer.at_least for answer in build_answers(results)]
+    assert bars == {False: [2.2, None], True: [None, 2.2]}
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """What one processor can do at the best: `python -m benchmarking.programs.floors --algorithm PPO`.
 
 The three parts of training, each alone and each the fastest that this machine's libraries offer:
-the emulator with random actions, the network's forward pass, and updates. Rates are units over the
-median time of many equal portions.
+the emulator with random actions, the network's forward pass, and updates, in fp32 and, where the
+processor has it, in bf16. Rates are units over the median time of many equal portions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from torch.nn import functional
 
 from benchmarking.programs.report_file import ReportFile
 from retro_ml.networks.nature_cnn import ActorCriticNetwork, QNetwork
-from retro_ml.rllib.machine import keep_freed_memory
+from retro_ml.rllib.machine import cpu_has_bf16, keep_freed_memory
+from retro_ml.rllib.module import compute_dtype
 
 NUM_GAMES = {"PPO": 8, "A2C": 16, "DQN": 4}
 NUM_ACTIONS = 4
@@ -43,20 +44,21 @@ def main() -> None:
     torch.set_num_threads(threads)
     keep_freed_memory()
     games = NUM_GAMES[call.algorithm]
-    network = QNetwork(NUM_ACTIONS) if call.algorithm == "DQN" else ActorCriticNetwork(NUM_ACTIONS)
-    update: dict[str, Any] = {
-        "PPO": build_ppo_update,
-        "A2C": build_a2c_update,
-        "DQN": build_dqn_updates,
-    }
-    updates = [update[call.algorithm](network, fused=fused) for fused in (False, True)]
-    report.facts(
-        torch_threads=torch.get_num_threads(),
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        env_agent_steps_per_s=measure(build_play(games, threads), call.seconds),
-        forward_observations_per_s=measure(build_forward(network, games), call.seconds),
-        update_samples_per_s=max(measure(one, call.seconds) for one in updates),
-    )
+    facts = {"env_agent_steps_per_s": measure(build_play(games, threads), call.seconds)}
+    for precision in ("fp32", "bf16") if cpu_has_bf16() else ("fp32",):
+        network = build_network(call.algorithm, precision)
+        updates = [UPDATES[call.algorithm](network, fused=fused) for fused in (False, True)]
+        forward = build_forward(network, games)
+        facts[f"forward_{precision}_observations_per_s"] = measure(forward, call.seconds)
+        fastest = max(measure(update, call.seconds) for update in updates)
+        facts[f"update_{precision}_samples_per_s"] = fastest
+    report.facts(torch_threads=torch.get_num_threads(), **facts)
+
+
+def build_network(algorithm: str, precision: str) -> Any:
+    """The algorithm's network, its body in that precision."""
+    kind = QNetwork if algorithm == "DQN" else ActorCriticNetwork
+    return kind(NUM_ACTIONS, dtype=compute_dtype(precision))
 
 
 def measure(portion: Callable[[], int], seconds: float) -> float:
@@ -161,7 +163,7 @@ def build_dqn_updates(network: QNetwork, *, fused: bool) -> Callable[[], int]:
     size = 32
     observations = random_observations(DQN_UPDATES * size)
     actions = torch.randint(NUM_ACTIONS, (size, 1))
-    target_network = QNetwork(NUM_ACTIONS)
+    target_network = QNetwork(NUM_ACTIONS, dtype=network.body.dtype)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=fused)
 
     def update() -> int:
@@ -191,6 +193,13 @@ def descend(
 def random_observations(count: int) -> Tensor:
     """`[count, 21, 21, 64] uint8`."""
     return torch.randint(0, 256, (count, *PACKED), dtype=torch.uint8)
+
+
+UPDATES: dict[str, Callable[..., Callable[[], int]]] = {
+    "PPO": build_ppo_update,
+    "A2C": build_a2c_update,
+    "DQN": build_dqn_updates,
+}
 
 
 if __name__ == "__main__":
