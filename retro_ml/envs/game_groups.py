@@ -1,4 +1,4 @@
-"""The games of one env runner in groups that play side by side, each in a thread of its own.
+"""The games of one env runner in groups that play side by side, each in its own thread.
 
 A thread asks the network for its group's actions, then the emulator for what they give, and goes on
 without waiting for the others until the rollout's end: both leave Python's lock while they compute,
@@ -11,7 +11,7 @@ order in which things are computed and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -62,7 +62,7 @@ class GameGroups:
             )
             for part in self.parts
         ]
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="games")
+        self._pool = ThreadPoolExecutor(max(1, count - 1), thread_name_prefix="games")
         games = self.groups[0]
         self.action_meanings = games.action_meanings
         self.single_observation_space = games.single_observation_space
@@ -85,8 +85,16 @@ class GameGroups:
         return np.concatenate(self.side_by_side(lambda games, part: games.reset()))
 
     def side_by_side(self, function: Callable[[AtariGames, slice], T]) -> list[T]:
-        """Calls `function` with each group and its part, all at the same time; its answers."""
-        return list(self._pool.map(function, self.groups, self.parts))
+        """Calls `function` with each group and its part, all at the same time; its answers.
+
+        The first group's turn is this thread's: what already has a core need not be woken.
+        """
+        (first, part), *others = zip(self.groups, self.parts, strict=True)
+        started = [self._pool.submit(function, *other) for other in others]
+        try:
+            return [function(first, part), *(other.result() for other in started)]
+        finally:
+            wait(started)
 
     def close(self) -> None:
         """Stops the groups' threads and the emulators'."""
