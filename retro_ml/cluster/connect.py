@@ -11,12 +11,8 @@ from pathlib import Path
 
 import ray
 
-from retro_ml.cluster.embedded import (
-    first_line,
-    own_signal_handlers,
-    start_ray,
-    worker_environment,
-)
+from retro_ml.cluster.driver_process import first_line, own_signal_handlers, worker_environment
+from retro_ml.cluster.embedded import start_ray
 from retro_ml.core.engine.launcher import LaunchError
 
 REACH_TIMEOUT_S = 10.0
@@ -36,6 +32,11 @@ class Cluster:
     def embedded(self) -> bool:
         """Whether this Ray was started for this run."""
         return self.scratch_dir is not None
+
+    @property
+    def logs_dir(self) -> Path | None:
+        """Where the embedded Ray's processes write what they print."""
+        return self.scratch_dir and self.scratch_dir / "session_latest" / "logs"
 
 
 @contextmanager

@@ -17,9 +17,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,8 +26,15 @@ from typing import Any
 import ray
 from ray._private import node, ray_constants, services
 from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.tune.execution import class_cache
 
+from retro_ml.cluster.driver_process import (
+    environment,
+    first_line,
+    own_signal_handlers,
+    worker_environment,
+)
 from retro_ml.cluster.sweeper import Sweeper
 from retro_ml.core.engine.launcher import LaunchError
 from retro_ml.core.machine import count_cpus
@@ -37,13 +42,8 @@ from retro_ml.core.machine import count_cpus
 FOLDER_PREFIX = "retro_ml-"
 OBJECT_STORE_BYTES = 1_000_000_000
 """Shared memory of an embedded Ray: rollouts of 64 remote env runners take less than half of it."""
-SET_BY_RAY = ("RAY_AUTH_MODE", "PYTHONBREAKPOINT")
-"""Variables that ray.init leaves in this process's environment."""
-SPIN_COUNT = "30000"
-"""GOMP_SPINCOUNT of the trials' processes: for how long PyTorch's threads wait awake. 1.5 ms spans
-the gaps between an update's operations (an update of 32 takes 26 ms instead of 31 with 1,000), and
-ends soon after the update, when the emulator needs the cores."""
-PLACEHOLDER = 'sh -c "exec tail --pid=$PPID -f /dev/null"'
+PLACEHOLDER = 'sh -c "exec cat > /dev/null"'
+"""Ends with the node, which holds its standard input."""
 NODE_OPTIONS = {
     # The node insists on two commands, to which it adds arguments, and ends them with itself.
     "--dashboard_agent_command": PLACEHOLDER,
@@ -73,6 +73,10 @@ def start_ray() -> Iterator[Path]:
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         "RAY_worker_niceness": "0",
         "RAY_enable_metrics_collection": "0",
+        # What the placeholders end by.
+        "RAY_enable_pipe_based_agent_to_parent_health_check": "1",
+        # A job that was submitted to another Ray has a runtime environment, for that one's agent.
+        RAY_JOB_CONFIG_JSON_ENV_VAR: None,
         **class_cache.DEFAULT_ENV_VARS,
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
         **worker_environment(),
@@ -92,6 +96,7 @@ def start_ray() -> Iterator[Path]:
                         object_store_memory=OBJECT_STORE_BYTES,
                         include_dashboard=False,
                         log_to_driver=False,
+                        _skip_env_hook=True,
                         _temp_dir=str(folder),
                     )
             except Exception as error:
@@ -104,44 +109,6 @@ def start_ray() -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         sweeper.dismiss()
-
-
-def logs_dir(folder: Path) -> Path:
-    """Where the processes of the Ray in `folder` write what they print."""
-    return folder / "session_latest" / "logs"
-
-
-def worker_environment() -> dict[str, str]:
-    """Variables that trials' processes want, here and on a cluster."""
-    return {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPIN_COUNT)}
-
-
-@contextmanager
-def environment(values: dict[str, str]) -> Iterator[None]:
-    """Sets variables for Ray and the processes that it starts; puts back what was there."""
-    names = {*values, *SET_BY_RAY}
-    before: dict[str, Any] = {name: os.environ.get(name) for name in names}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def own_signal_handlers() -> Iterator[None]:
-    """Puts back this process's handlers, which ray.init replaces (SIGTERM would just end us)."""
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
 
 
 @contextmanager
@@ -183,14 +150,16 @@ def _bare_node() -> Iterator[None]:
     def start_nothing(self: Any, **_: Any) -> None:
         self._webui_url = None
 
-    # Tune gives its actors variables by a runtime environment, which takes an agent to make and a
-    # worker of its own to use; here they come from this process.
+    # Tune gives its actors variables by a runtime environment, and `uv run` gives all workers one;
+    # they take an agent to make, and a worker of its own to use. Here workers are as this process.
+    uv_run = ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
     tune_variables = class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE
     ray_start_process = services.start_ray_process
     unwanted = ("start_monitor", "start_api_server", "start_log_monitor")
     before = {name: getattr(node.Node, name) for name in unwanted}
     services.start_ray_process = start_process
     class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = {}, set()
+    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
     for name in unwanted:
         setattr(node.Node, name, start_nothing)
     try:
@@ -198,6 +167,7 @@ def _bare_node() -> Iterator[None]:
     finally:
         services.start_ray_process = ray_start_process
         class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = tune_variables
+        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = uv_run
         for name, function in before.items():
             setattr(node.Node, name, function)
 
@@ -215,9 +185,3 @@ def _remove_orphans() -> None:
             pid = int(folder.name.removeprefix(FOLDER_PREFIX).partition("-")[0])
             if folder.stat().st_uid == os.getuid() and not Path(f"/proc/{pid}").exists():
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def first_line(error: Exception) -> str:
-    """What an exception of Ray's says, short enough for a message."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

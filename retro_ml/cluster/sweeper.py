@@ -1,6 +1,6 @@
 """Ends what an embedded Ray leaves behind when its driver is killed.
 
-Ray's agents outlive a killed driver by a minute (2.60), and its folder stays for good. So a process
+Ray's own processes may outlive a killed driver (2.60), and its folder stays for good. So a process
 of its own, which imports nothing but Python's standard library, waits for the driver's death: it
 reads a pipe that the driver alone holds open and that the system closes however the driver ends.
 """

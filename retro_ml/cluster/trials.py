@@ -17,7 +17,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from retro_ml.cluster.bus_bridge import BusBridge, experiment_id
 from retro_ml.cluster.connect import Cluster, connect
-from retro_ml.cluster.embedded import environment, logs_dir
+from retro_ml.cluster.driver_process import environment
 from retro_ml.cluster.head_watch import HeadLost, HeadWatch
 from retro_ml.cluster.plan import plan_run
 from retro_ml.cluster.trial_actor import EXPERIMENT, TrialActor, trial_config
@@ -67,7 +67,7 @@ class TuneLauncher:
         with (
             environment(TUNE_ENVIRONMENT),
             connect(options.ray_address) as cluster,
-            log_worker_output(logs_dir(cluster.scratch_dir) if cluster.scratch_dir else None),
+            log_worker_output(cluster.logs_dir),
             HeadWatch(embedded=cluster.embedded) as head,
         ):
             stopper = RunStopper(trials, options, self._stop_requested, head=head)

@@ -22,6 +22,8 @@ logger = logging.getLogger("retro_ml.workers")
 PRINTING_HANDLER = "ray_print_logs"
 LOGGING_HANDLER = "retro_ml_log"
 READ_INTERVAL_S = 0.5
+MAX_PASSES = 100
+"""Each reads up to a hundred lines of every file."""
 
 
 @contextmanager
@@ -37,6 +39,7 @@ def log_worker_output(logs_dir: Path | None) -> Iterator[None]:
 
 @contextmanager
 def _follow_files(logs_dir: Path) -> Iterator[None]:
+    level = log_monitor.logger.level
     log_monitor.logger.setLevel(logging.WARNING)  # it tells of every file that it opens
     monitor = log_monitor.LogMonitor("127.0.0.1", str(logs_dir), _Log(), log_monitor.is_proc_alive)
     done = threading.Event()
@@ -53,13 +56,19 @@ def _follow_files(logs_dir: Path) -> Iterator[None]:
         done.set()
         thread.join()
         _read_on(monitor)
+        log_monitor.logger.setLevel(level)
 
 
 def _read_on(monitor: log_monitor.LogMonitor) -> None:
-    monitor.update_log_filenames()
-    monitor.open_closed_files()
-    while monitor.check_log_files_and_publish_updates():
-        pass
+    """What was written meanwhile; what a worker writes without end waits for the next time."""
+    try:
+        monitor.update_log_filenames()
+        monitor.open_closed_files()
+        for _ in range(MAX_PASSES):
+            if not monitor.check_log_files_and_publish_updates():
+                break
+    except OSError as error:  # too many open files, say: no reason to end a run
+        logger.warning("the workers' output cannot be read: %s", error)
 
 
 class _Log:

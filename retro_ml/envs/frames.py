@@ -74,7 +74,7 @@ def gather_stacks(
     batch = len(newest)
     # The 16 channels of a tile are moved as one item, three times as fast as one by one.
     stacks = np.empty((batch, GRID * GRID, STACK_SIZE), TILE_ITEM)
-    flat = frames.reshape(len(frames), -1).view(TILE_ITEM)
+    flat = frames.reshape(len(frames), GRID * GRID * FRAME_CHANNELS).view(TILE_ITEM)
     for position in range(STACK_SIZE):
         stacks[:, :, position] = flat[newest[:, position]]
         missing = ages < STACK_SIZE - 1 - position

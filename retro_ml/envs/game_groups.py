@@ -3,15 +3,15 @@
 A thread asks the network for its group's actions, then the emulator for what they give, and goes on
 without waiting for the others until the rollout's end: both leave Python's lock while they compute,
 and no core is idle in between. (rlpyt's alternating sampler has the groups take turns with one
-network: Stooke and Abbeel 2019, section 3.1; it waits a quarter of the time.) Each group is a
-vector of its own. A game's course depends on its own seed and actions alone, so groups change the
-order in which things are computed and nothing else.
+network: Stooke and Abbeel 2019, section 3.1.) Each group is a vector of its own. A game's course
+depends on its own seed and actions alone, so groups change the order in which things are computed
+and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -62,7 +62,6 @@ class GameGroups:
             )
             for part in self.parts
         ]
-        self._pool = ThreadPoolExecutor(max(1, count - 1), thread_name_prefix="games")
         games = self.groups[0]
         self.action_meanings = games.action_meanings
         self.single_observation_space = games.single_observation_space
@@ -87,18 +86,17 @@ class GameGroups:
     def side_by_side(self, function: Callable[[AtariGames, slice], T]) -> list[T]:
         """Calls `function` with each group and its part, all at the same time; its answers.
 
-        The first group's turn is this thread's: what already has a core need not be woken.
+        The first group's turn is this thread's: what already has a core need not be woken. Threads
+        for the others end with the call: as long as one lives that has used OpenMP with several
+        threads, PyTorch's threads no longer wait awake (libgomp counts more of them than CPUs).
         """
         (first, part), *others = zip(self.groups, self.parts, strict=True)
-        started = [self._pool.submit(function, *other) for other in others]
-        try:
+        with ThreadPoolExecutor(len(self.groups), thread_name_prefix="games") as pool:
+            started = [pool.submit(function, *other) for other in others]
             return [function(first, part), *(other.result() for other in started)]
-        finally:
-            wait(started)
 
     def close(self) -> None:
-        """Stops the groups' threads and the emulators'."""
-        self._pool.shutdown()
+        """Stops the emulators' threads."""
         for games in self.groups:
             games.close()
 

@@ -55,9 +55,9 @@ def compute_features(packed: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
     x = packed.to(weights[0].dtype).permute(0, 3, 1, 2)
     x = functional.conv2d(x, weights[0], weights[1]).relu_()
     x = functional.conv2d(x, weights[2], weights[3], stride=2).relu_()
-    x = functional.conv2d(x, weights[4], weights[5]).relu_()
-    # The features are put in the order of the weights: there are fewer of them than weights.
-    x = x.reshape(-1, CONV_FEATURES)
+    # The features are put in the order of the weights: there are fewer of them than weights. ReLU
+    # comes after that, so that its gradient is computed on what lies in one order.
+    x = functional.conv2d(x, weights[4], weights[5]).reshape(-1, CONV_FEATURES).relu_()
     layers = zip(weights[6::2], weights[7::2], strict=True)
     features = [functional.linear(x, *layer).relu_().float() for layer in layers]
     return features[0] if len(features) == 1 else torch.cat(features, dim=1)

@@ -35,7 +35,7 @@ from retro_ml.rllib.module import Actor
 from retro_ml.rllib.rollout import HISTORY, Rollout
 
 Finished = tuple[int, FinishedGame]
-"""A game, and the agent steps (all games') that its rollout had played when it ended."""
+"""The agent steps (all games') that a rollout had played when a game ended, and that game."""
 ACTION_SEEDS = 2
 """First word of the key from which the generators of actions are derived."""
 
@@ -153,8 +153,10 @@ class AtariEnvRunner(SingleAgentEnvRunner):
             torch.set_num_threads(self.env.threads_per_group)
             return self._play_group(games, part, rollout, exploration, actor)
 
-        finished = self.env.side_by_side(play)
-        torch.set_num_threads(threads)
+        try:
+            finished = self.env.side_by_side(play)
+        finally:
+            torch.set_num_threads(threads)
         rollout.finished = sorted(chain(*finished), key=lambda pair: pair[0])
         rollout.frames_played = self.env.frames_played - frames_before
         return rollout

@@ -1,12 +1,17 @@
-"""An embedded Ray: one after the other in one process, nothing left behind."""
+"""An embedded Ray: what it consists of, one after the other in one process, nothing left behind."""
 
+import logging
 import os
+import signal
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
 from retro_ml.cluster.connect import connect
+from retro_ml.cluster.worker_output import log_worker_output
 
 pytestmark = pytest.mark.integration
 
@@ -38,3 +43,56 @@ def test_a_ray_that_is_there_is_used_and_left_alone() -> None:
     with connect(None), connect(None) as inner:
         assert not inner.embedded
         assert ray.is_initialized()
+
+
+def test_it_is_a_head_a_node_and_workers() -> None:
+    with connect(None):
+        ray.get(ray.remote(_pid).remote())
+        children = psutil.Process().children(recursive=True)
+        names = sorted(child.name() for child in children)
+        assert [name for name in names if not name.startswith("ray::")] == [
+            "cat",
+            "cat",
+            "gcs_server",
+            "python",  # the sweeper
+            "raylet",
+        ]
+        assert not [name for name in names if "Agent" in name]
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+
+
+def test_nothing_outlives_its_node() -> None:
+    with connect(None):
+        node = next(p for p in psutil.Process().children() if p.name() == "raylet")
+        helpers = [child for child in node.children() if child.name() == "cat"]
+        assert len(helpers) == 2
+        os.kill(node.pid, signal.SIGKILL)
+        _, alive = psutil.wait_procs(helpers, timeout=10)
+        assert alive == []
+
+
+def test_a_job_s_runtime_environment_is_not_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take an agent, which is not there: workers would be waited for in vain."""
+    job = '{"runtime_env": {"env_vars": {"A_JOBS_OWN": "1"}}}'
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", job)
+    monkeypatch.setenv("RAY_RUNTIME_ENV_HOOK", "no_such_module.hook")
+    with connect("local"):
+        assert ray.get(ray.remote(_get_variable).remote("A_JOBS_OWN"), timeout=30) is None
+    assert os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"] == job
+
+
+def test_what_workers_print_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="retro_ml.workers")
+    with connect(None) as cluster, log_worker_output(cluster.logs_dir):
+        ray.get(ray.remote(_say).remote("said by a worker"))
+        time.sleep(0.2)  # a worker's lines reach its file a moment later
+    assert [line for line in caplog.messages if line.endswith(") said by a worker")]
+
+
+def _say(words: str) -> None:
+    print(words)
+
+
+def _get_variable(name: str) -> str | None:
+    return os.environ.get(name)

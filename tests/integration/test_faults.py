@@ -78,12 +78,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_a_ray_that_dies_ends_the_run_with_one_message(tmp_path: Path) -> None:
+@pytest.mark.parametrize("daemon", ["gcs_server", "raylet"])
+def test_a_ray_that_dies_ends_the_run_with_one_message(tmp_path: Path, daemon: str) -> None:
     run = tmp_path / "x"
     process = start(tmp_path, "-n", "1000000")
     wait_until(lambda: has_rows(run), process)
-    (head,) = children_of(process.pid, "gcs_server")
-    os.kill(head, signal.SIGKILL)
+    (victim,) = children_of(process.pid, daemon)
+    os.kill(victim, signal.SIGKILL)
     _, errors = process.communicate(timeout=TIMEOUT_S)
 
     assert process.returncode == 3

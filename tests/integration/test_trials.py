@@ -73,6 +73,13 @@ def test_a_score_or_the_time_end_a_run_as_completed(small_config: Build) -> None
         assert result.model_path.exists()
 
 
+def test_an_env_runner_of_its_own_plays_on_our_own_ray(small_config: Build) -> None:
+    resources = {"num_cpus": 1, "num_env_runners": 1, "games_per_env_runner": 16}
+    config = small_config("A2C", total_timesteps=1000, resources=resources)
+    result = run_experiment(config, options=QUIET)
+    assert (result.success, result.agent_steps) == (True, 1040), result.error
+
+
 def test_what_can_never_be_placed_is_said_at_once(small_config: Build) -> None:
     resources = {"num_env_runners": 64, "games_per_env_runner": 1}
     result = run_experiment(small_config("A2C", resources=resources), options=QUIET)

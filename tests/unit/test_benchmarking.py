@@ -39,7 +39,7 @@ from benchmarking.rates import (
 from benchmarking.report import answers_table, build_markdown, replace_results, summarize
 from benchmarking.results import build_results, keep_other_groups, save_results
 
-from retro_ml.cluster.embedded import SPIN_COUNT
+from retro_ml.cluster.driver_process import SPIN_COUNT
 from retro_ml.core.experiments.command_line import parse_command_line
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.run import build_experiment

@@ -214,11 +214,14 @@ def test_the_command_twice(save_model: SaveModel) -> None:
 def test_ctrl_c_ends_it_at_once_and_writes_nothing(save_model: SaveModel) -> None:
     path = save_model()
     process = run(str(path.parent), "--episodes", "100000")
-    assert process.stderr is not None
-    assert " / 100,000 games" in process.stderr.readline()  # 10 s later: it is playing
+    try:
+        assert process.stderr is not None
+        assert " / 100,000 games" in process.stderr.readline()  # 10 s later: it is playing
 
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
 
     assert (process.returncode, output) == (130, "")
     assert errors.splitlines()[-1] == "stopped: no result was written"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.envs.atari import FinishedGame
 from retro_ml.envs.frames import unpack_stacks
 from retro_ml.rllib.env_runner import AtariEnvRunner
+from retro_ml.rllib.rollout import Rollout
 from retro_ml.rllib.translate import translate
 
 pytestmark = pytest.mark.integration
@@ -46,7 +48,7 @@ def build_runner() -> Iterator[BuildRunner]:
             *,
             game: str = "BreakoutNoFrameskip-v4",
             num_cpus: int = 1,
-            **fields: Any,
+            **values: Any,
         ) -> AtariEnvRunner:
             config = ExperimentConfig(
                 game_id=game,
@@ -54,7 +56,7 @@ def build_runner() -> Iterator[BuildRunner]:
                 total_timesteps=10_000,
                 seed=3,
                 use_gpu=False,
-                **{"resources": {"games_per_env_runner": GAMES}, **fields},
+                **{"resources": {"games_per_env_runner": GAMES}, **values},
             )
             runner = AtariEnvRunner(config=translate(config, num_cpus=num_cpus))
             stack.enter_context(closing(runner.env))
@@ -103,17 +105,27 @@ def test_how_actions_are_chosen(
     assert (len(chosen) < rollout.actions.size) == everything
 
 
-def test_groups_in_threads_play_what_one_group_plays(build_runner: BuildRunner) -> None:
-    """Draws belong to steps and games, whoever comes first."""
-    how: dict[str, Any] = {"environment": {"max_frames": 60}}
-    runners = [build_runner("PPO", UNIFORM, num_cpus=cpus, **how) for cpus in (1, 2)]
-    assert [len(runner.env.groups) for runner in runners] == [1, 2]
+@pytest.mark.parametrize("algorithm", ["A2C", "DQN"])
+def test_groups_in_threads_play_what_one_group_plays(
+    build_runner: BuildRunner, algorithm: str
+) -> None:
+    """Draws belong to steps and games, whoever comes first; one game beside two."""
+    how: dict[str, Any] = {
+        "environment": {"max_frames": 60},
+        "resources": {"games_per_env_runner": 3},
+        "dqn": {"epsilon_initial": 0.5},
+    }
+    runners = [build_runner(algorithm, UNIFORM, num_cpus=cpus, **how) for cpus in (1, 2)]
+    assert [runner.env.parts for runner in runners] == [[slice(0, 3)], [slice(0, 1), slice(1, 3)]]
+    arrays = [field.name for field in fields(Rollout)][:9]
     for _ in range(2):
-        one, two = (runner.sample(num_timesteps=40, explore=True)[0] for runner in runners)
-        for name in ("frames", "ages", "actions", "scores", "values", "rewards", "final_values"):
+        one, two = (runner.sample(num_timesteps=60, explore=True)[0] for runner in runners)
+        for name in arrays:
             np.testing.assert_array_equal(getattr(one, name), getattr(two, name), err_msg=name)
-        assert one.finished == two.finished
+        assert one.finished == two.finished != []
         assert one.final_frames.keys() == two.final_frames.keys()
+        for key, frame in one.final_frames.items():
+            np.testing.assert_array_equal(frame, two.final_frames[key])
 
 
 def test_a_sample_counts_its_steps(build_runner: BuildRunner) -> None:

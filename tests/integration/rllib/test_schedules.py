@@ -68,7 +68,7 @@ def test_dqns_epsilon(tmp_path: Path) -> None:
     found, acted = [], []
     for row, algorithm in run_in_two_halves(tmp_path, 4, "DQN", **fields):
         found.append(row["epsilon"])
-        acted.append(algorithm.env_runner.epsilon())
+        acted.append(algorithm.env_runner.epsilons(1)[0])
     expected = [1 - 0.99 * 0.4, 1 - 0.99 * 0.8, 0.01, 0.01]
     assert found == pytest.approx(expected)
     assert acted == pytest.approx(expected)  # what the env runner goes by
