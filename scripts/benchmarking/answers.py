@@ -173,8 +173,9 @@ def _answer_rates(results: Results, group: str, *, at_least: float, goal: float)
     answers = []
     for program, precision in ((RETRO_FP32, "fp32"), (RETRO_BF16, "bf16")):
         bars = {"at_least": at_least, "goal": goal} if program == own else {}
+        note = NO_BF16 if precision == "bf16" and program != own else ""
         found = _over(results, group, program, SB3)
-        answers.append(Answer(group, f"rate, {precision} / {SB3}", found, **bars))
+        answers.append(Answer(group, f"rate, {precision} / {SB3}", found, **bars, note=note))
     return answers
 
 

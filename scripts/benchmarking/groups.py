@@ -61,7 +61,7 @@ FULL = Effort(
     long_s=300.0,
     replay_size=1_000_000,
     rows=50_000,
-    games=500_000,
+    games=1_000_000,
 )
 QUICK = Effort(
     repetitions=1,
