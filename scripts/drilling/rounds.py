@@ -27,8 +27,9 @@ ALGORITHMS = ("PPO", "A2C", "DQN")
 KINDS = ("driver", "trainer", "everything", "inside a checkpoint")
 MAX_KILLS = 8
 """In one round; what comes after is left to end."""
-FIRST_S, LAST_S = 1.0, 60.0
-"""Since the start of an attempt; a kill inside a checkpoint waits for the next one then."""
+FIRST_S = 1.0
+"""Kills come between so long after an attempt's start and the time that an undisturbed run takes;
+one inside a checkpoint waits for the next one then."""
 REMAINS_S = 30.0
 """How long what belongs to a killed run may take to disappear."""
 SETTINGS = {
@@ -138,7 +139,7 @@ def _attempt(
     )
     began_s = time.monotonic()
     while len(played.kills) < MAX_KILLS:
-        kind, after_s = chance.choice(KINDS), chance.uniform(FIRST_S, LAST_S)
+        kind, after_s = chance.choice(KINDS), chance.uniform(FIRST_S, played.undisturbed_s)
         if not _wait(process, paths, kind=kind, until_s=began_s + after_s):
             break
         step = _last_step(paths)
