@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+
+from ray._private import utils
 
 SET_BY_RAY = ("RAY_AUTH_MODE", "PYTHONBREAKPOINT")
 """Variables that ray.init leaves in this process's environment."""
@@ -29,14 +29,16 @@ def environment(values: Mapping[str, str | None]) -> Iterator[None]:
 
 @contextmanager
 def own_signal_handlers() -> Iterator[None]:
-    """Puts back this process's handlers, which ray.init replaces (SIGTERM would just end us)."""
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    """Keeps this process's handler of SIGTERM, which ray.init replaces by one that just ends us.
+
+    At no time may it be in place: a signal can come while Ray starts.
+    """
+    set_handler = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _: None
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
+        utils.set_sigterm_handler = set_handler
 
 
 def worker_environment() -> dict[str, str]:

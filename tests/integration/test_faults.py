@@ -114,10 +114,7 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(small_disk: Path) -> No
     _, errors = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, errors
     assert "going on from 1,040 agent steps" in errors
-    steps = [
-        row["step"] for row in read_rows(run / "metrics.csv") if row["type"] == "training_step"
-    ]
-    assert steps == [1040, 2080, 3120, 4160]
+    assert training_steps(run) == [1040, 2080, 3120, 4160]
 
 
 def test_a_disk_that_others_fill_ends_the_run(small_disk: Path) -> None:
@@ -129,3 +126,43 @@ def test_a_disk_that_others_fill_ends_the_run(small_disk: Path) -> None:
     assert process.returncode == 1, errors
     assert "No space left on device" in errors
     assert "Traceback" not in errors
+
+
+def test_a_signal_before_the_first_row_is_obeyed_and_the_run_can_begin_anew(tmp_path: Path) -> None:
+    run = tmp_path / "x"
+    process = start(tmp_path, "-n", "2000")
+    wait_until((run / "status.json").exists, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 143, errors
+    assert "Traceback" not in errors
+    assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
+    assert not (run / "run.lock").exists()
+
+    process = start(tmp_path, "-n", "2000")
+    _, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, errors
+    assert training_steps(run) == [1040, 2080]
+
+
+def test_a_learner_that_dies_is_replaced_and_the_trial_goes_on(tmp_path: Path) -> None:
+    run = tmp_path / "x"
+    arguments = ["-n", "4000", "--set", "checkpointing.every_steps=1000"]
+    arguments += ["--set", "resources.num_learners=1", "--set", "resources.num_cpus=1"]
+    process = start(tmp_path, *arguments)
+    wait_until(lambda: len(find_checkpoints(run / "checkpoints")) > 0, process)
+    (raylet,) = children_of(process.pid, "raylet")
+    (victim,) = children_of(raylet, "WrappedExecutable")
+    os.kill(victim, signal.SIGKILL)
+    _, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, errors
+    assert training_steps(run) == [1040, 2080, 3120, 4160]
+    log = [json.loads(line) for line in (run / "events.log").read_text().splitlines()]
+    starts = [event["data"] for event in log if event["event_type"] == "run_started"]
+    assert len(starts) == 2
+    assert starts[1]["from_step"] >= 1040
+
+
+def training_steps(run: Path) -> list[int]:
+    rows = read_rows(run / "metrics.csv")
+    return [row["step"] for row in rows if row["type"] == "training_step"]
