@@ -56,6 +56,11 @@ class RunSession:
         return Trial(self.config, restore_from)
 
     @property
+    def restore_from(self) -> CheckpointFolder | None:
+        """The checkpoint that it goes on from."""
+        return self._restore_from
+
+    @property
     def write_error(self) -> Exception | None:
         """The first file that could not be written."""
         return next((watched.error for watched in self._watched if watched.error), None)
@@ -81,6 +86,10 @@ class RunSession:
                 # All was synced when the end was told, so this fails only after an earlier error,
                 # which the result has already.
                 logger.error("%s", error)
+
+    def release(self) -> None:
+        """Gives the run's lock back."""
+        self._lock.release()
 
     def publish(self, event: MetricEvent) -> None:
         """Hands one event of the run to everybody."""

@@ -9,6 +9,7 @@ alike is trained once.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -27,8 +28,8 @@ from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.distributions import Distribution, parse_distribution
 from retro_ml.core.experiments.faults import describe_faults, raise_faults, raise_lines
 from retro_ml.core.experiments.fields import FrozenModel, Real, Text, Whole
-from retro_ml.core.experiments.seeds import MAX_SEED
 from retro_ml.core.experiments.sections import MAX_AGENT_STEPS
+from retro_ml.core.experiments.seeds import MAX_SEED
 from retro_ml.core.experiments.sweep_paths import SweepPaths
 from retro_ml.core.experiments.sweep_trials import PlannedTrial, expand
 
@@ -264,6 +265,8 @@ class SweepConfig(FrozenModel):
     def _check_search(cls, search: str, info: ValidationInfo) -> str:
         if search == "optuna" and info.data.get("distributions") == {}:
             raise ValueError("random, because there are no distributions to search")
+        if search == "optuna" and importlib.util.find_spec("optuna") is None:
+            raise ValueError("random; or install Optuna: pip install 'retro_ml[optuna]'")
         return search
 
     @field_validator("scheduler")

@@ -42,9 +42,22 @@ class PlannedTrial:
 
     def choose(self, values: dict[str, Any]) -> PlannedTrial:
         """The trial with what a search chose. Raises: pydantic's ValidationError."""
-        fields = merge_layers(self.config.model_dump(mode="json"), _nest(values))
-        config = ExperimentConfig.model_validate(fields)
-        return PlannedTrial(self.experiment_id, self.values | values, config)
+        config = apply_values(self.config, values)
+        return PlannedTrial(self.experiment_id, self.values | values, config, self.open)
+
+
+def apply_values(config: ExperimentConfig, values: dict[str, Any]) -> ExperimentConfig:
+    """The config with other values of some fields, by their path. Raises: ValidationError."""
+    fields = merge_layers(config.model_dump(mode="json"), _nest(values))
+    return ExperimentConfig.model_validate(fields)
+
+
+def read_value(config: ExperimentConfig, path: str) -> Any:
+    """The value of the field at `path`, e.g. `ppo.clip`."""
+    value: Any = config
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
 
 
 def expand(
