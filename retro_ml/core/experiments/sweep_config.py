@@ -35,6 +35,8 @@ from retro_ml.core.experiments.sweep_trials import PlannedTrial, expand
 
 _NAMED_BY_SWEEP = ("experiment_id", "output_dir", "created_at")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
+_MOST_NAMED = 3  # games or algorithms in a sweep's name; of more there is their number
+_LONGEST_SUMMARY = 80
 # How far and where a sweep goes, not what its trials are.
 NOT_COMPARED = frozenset({"output_dir", "samples", "grid", "max_concurrent", "max_agent_steps"}) | {
     "max_hours"
@@ -164,7 +166,7 @@ class SweepConfig(FrozenModel):
     @property
     def sweep_id(self) -> str:
         """The sweep's name."""
-        return self.name or f"sweep-{self._digest()}"
+        return self.name or f"{self._summary()}-{self._digest()}"
 
     @property
     def paths(self) -> SweepPaths:
@@ -304,6 +306,19 @@ class SweepConfig(FrozenModel):
         raise_lines(lines)
         self._trials = tuple(trials)
         return self
+
+    def _summary(self) -> str:
+        """What is swept: `breakout-pong-ppo-dqn-5-seeds`."""
+        parts = []
+        for path, values in self.grid.items():
+            if path in {"game_id", "algorithm"} and len(values) <= _MOST_NAMED:
+                parts += [re.sub("[^a-z0-9]+", "-", str(v).lower()).strip("-") for v in values]
+            else:
+                name = path.rpartition(".")[2].removesuffix("_id").replace("_", "-")
+                parts.append(f"{len(values)}-{name}s")
+        if self.distributions:
+            parts.append(f"{self.samples}-samples")
+        return "-".join(parts)[:_LONGEST_SUMMARY].strip("-") or "sweep"
 
     def _digest(self) -> str:
         """Of all that decides the trials, so that the same call finds its sweep again."""

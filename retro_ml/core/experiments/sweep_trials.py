@@ -140,9 +140,11 @@ class _Plan:
         self.trials.append((number, trial))
 
     def describe_faults(self) -> list[str]:
-        """Each once; with the trial where it is one that only some have."""
+        """Each once; with a combination where it is the base's and only some have it."""
         return [
-            line if len(where) == self._tried else f"{line} ({where[0]})"
+            f"{line} (with {where[0]})"
+            if line.startswith("base.") and len(where) < self._tried
+            else line
             for line, where in self._faults.items()
         ]
 
