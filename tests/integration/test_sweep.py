@@ -85,7 +85,8 @@ def test_asha_stops_the_trials_that_fall_behind(tmp_path: Path) -> None:
         name="s",
         output_dir=str(tmp_path),
         base=BASE | {"total_timesteps": 3_000},
-        grid={"seed": [1, 2, 3, 4]},
+        # A game that is cut off after 75 agent steps scores less than a whole one.
+        grid={"environment.max_frames": [108_000, 300]},
         scheduler="asha",
         asha={"grace_agent_steps": 1_000, "reduction_factor": 2},
         max_concurrent=1,  # one after the other, so that what was known at each rung is known here
@@ -114,7 +115,7 @@ def test_asha_stops_the_trials_that_fall_behind(tmp_path: Path) -> None:
         assert status(folder)["state"] == expected
         assert (folder / "model.zip").exists()
     assert {one.experiment_id: one.state for one in result.standings} == states
-    assert "stopped" in states.values()
+    assert list(states.values()) == ["completed", "stopped"]
 
     again = run_sweep(sweep, options=QUIET)
     assert {one.experiment_id: one.state for one in again.standings} == states
@@ -198,38 +199,30 @@ def state_of(folder: Path) -> str:
 
 def test_a_killed_sweep_goes_on_by_the_same_command(tmp_path: Path) -> None:
     folder = tmp_path / "killed"
-    base = BASE | {"total_timesteps": 3_000, "checkpointing": {"every_steps": 1_000}}
+    base = BASE | {"total_timesteps": 2_000, "checkpointing": {"every_steps": 1_000}}
     spec = tmp_path / "killed.json"
-    fields = {"base": base, "grid": {"seed": [1, 2, 3]}, "output_dir": str(tmp_path)}
+    fields = {"base": base, "grid": {"seed": [1, 2]}, "output_dir": str(tmp_path)}
     spec.write_text(json.dumps(fields | {"max_concurrent": 1}))
-    first, second, third = (folder / f"breakout-a2c-s{seed}" for seed in (1, 2, 3))
+    first, second = (folder / f"breakout-a2c-s{seed}" for seed in (1, 2))
 
     process = start(spec)
     wait_until((second / "checkpoints" / "step-1000").exists, process)
-    os.killpg(process.pid, signal.SIGKILL)
+    os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=TIMEOUT_S)
-    assert state_of(first) == "completed"
+    assert status(first)["state"] == "completed"
     untouched = {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
 
     process = start(spec)
-    wait_until(lambda: state_of(third) == "running" and training_rows(third) != [], process)
-    os.kill(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=TIMEOUT_S)
-    assert process.returncode == 143, errors
-    assert "going on from" in errors
-    assert [row["step"] for row in training_rows(second)] == [1000, 2000, 3000]
-    assert state_of(third) in {"interrupted", "completed"}
-    assert find_checkpoints(third / "checkpoints")
-
-    process = start(spec, "--json")
     _, errors = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, errors
+    assert "begins: breakout-a2c-s2, going on from 1,000 agent steps" in errors
+    assert "begins: breakout-a2c-s1" not in errors
     assert "Traceback" not in errors
     assert {path: path.stat().st_mtime_ns for path in untouched} == untouched
-    assert [state_of(trial) for trial in (first, second, third)] == ["completed"] * 3
+    assert [row["step"] for row in training_rows(second)] == [1000, 2000]
     assert status(folder)["state"] == "completed"
     board = json.loads((folder / "leaderboard.json").read_text())
     (combination,) = board["combinations"]
-    scores = [training_rows(trial)[-1]["reward"] for trial in (first, second, third)]
-    assert combination["score"] == pytest.approx(math.fsum(scores) / 3)
+    scores = [training_rows(trial)[-1]["reward"] for trial in (first, second)]
+    assert combination["score"] == pytest.approx(math.fsum(scores) / 2)
     assert not list(folder.rglob("*.lock"))

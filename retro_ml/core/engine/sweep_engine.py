@@ -217,6 +217,8 @@ class SweepEngine:
         log = self._logs.open(name, planned.config.paths.log_path)
         session.attach_writers(bus, watched=[log])
         standing.state, standing.error = "running", None
+        restore_from = opened.restore_from
+        self._board.set_steps(standing, 0 if restore_from is None else restore_from.agent_steps)
         self._logs.speaking = name
         for note in [planned.config.game.note, *opened.notices]:
             if note is not None:
