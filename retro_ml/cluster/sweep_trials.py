@@ -119,8 +119,8 @@ class Room:
         self.concurrent = sweep.max_concurrent or max(1, self._count_fitting(configs))
         # All of a population take turns, in as many at once as there is room for.
         self.most_begun = len(configs) if sweep.scheduler == "pbt" else self.concurrent
-        kinds = {(config.resources, config.use_gpu): config for config in configs}
-        for config in kinds.values():
+        self._placed: dict[tuple[Any, ...], tuple[int, float]] = {}
+        for config in configs:
             self.place(config)
         needed, free = self.concurrent * _largest(configs), count_free_memory()
         if cluster.embedded and needed > free:
@@ -131,7 +131,17 @@ class Room:
 
     def place(self, config: ExperimentConfig) -> tuple[int, float]:
         """CPUs of a trial's main process and GPUs of the trial."""
-        return place(config, self._cluster, concurrent=self.concurrent)
+        asked = config.resources
+        kind: tuple[Any, ...] = (
+            asked.num_cpus,
+            asked.num_gpus,
+            asked.num_env_runners,
+            asked.num_learners,
+        )
+        kind += (config.use_gpu,)
+        if kind not in self._placed:  # what there is to say of it is said once
+            self._placed[kind] = place(config, self._cluster, concurrent=self.concurrent)
+        return self._placed[kind]
 
     def _count_fitting(self, configs: list[ExperimentConfig]) -> int:
         """Trials that there are CPUs, GPUs and memory for at once."""

@@ -173,7 +173,8 @@ def choose_checkpoint(root: Path, *, at_most: float) -> tuple[CheckpointFolder |
 def adopt_checkpoint(source: Path, root: Path) -> CheckpointFolder:
     """Puts another run's checkpoint in place of all the checkpoints that `root` holds.
 
-    Its files are linked where the file system can, and copied elsewhere.
+    Its own files are linked where the file system can; those that it shares are copied, because
+    their run may write them anew.
 
     Args:
         source: a `step-N` folder; its run may go on, and remove it, meanwhile.
@@ -191,7 +192,7 @@ def adopt_checkpoint(source: Path, root: Path) -> CheckpointFolder:
         for name in [*verify_checkpoint(source)["files"], MANIFEST_NAME]:
             target = Path(os.path.normpath(building / source.name / name))
             target.parent.mkdir(parents=True, exist_ok=True)
-            _link_or_copy(source / name, target)
+            _take_over(source / name, target, link=target.parent.name == source.name)
         if root.exists():
             os.rename(root, before)
         os.rename(building, root)
@@ -249,14 +250,17 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
-        _flush(target)
+def _take_over(source: Path, target: Path, *, link: bool) -> None:
+    if link:
+        try:
+            os.link(source, target)
+            return
+        except FileNotFoundError:
+            raise
+        except OSError:  # another file system, or one without links
+            pass
+    shutil.copyfile(source, target)
+    _flush(target)
 
 
 def _is_score(score: Any) -> bool:
