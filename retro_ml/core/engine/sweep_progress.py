@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 _STOPPING = "stopping after each trial's iteration; once more ends it at once"
 _LINE_INTERVAL_S = 10.0
 _WIDTH = 100
+_BAR_WIDTH = 16
+_WIDTH_WITH_BARS = 80
+_REST_WIDTH = 38
+"""Columns of the terminal that a trial's numbers take."""
 _LINES_AROUND = 7
 """Lines of the terminal that the table leaves to what is above and below it."""
 _STYLES = {"completed": "green", "stopped": "cyan", "interrupted": "yellow", "failed": "red"}
@@ -126,7 +130,8 @@ class LiveSweep(LiveDisplay, SweepProgress):
         top.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         top.add_column(justify="right", no_wrap=True)
         top.add_row(Text(view.title, style="bold"), Text("  " + view.elapsed, style="dim"))
-        bar = ProgressBar(total=1.0, completed=view.board.share, width=width)
+        bar = Table.grid()  # alone it does not end its line
+        bar.add_row(ProgressBar(total=1.0, completed=view.board.share, width=width))
         below = Text(self._between.join(view.facts()), no_wrap=True, overflow="crop")
         if self._stopping:
             below = Text(_STOPPING, style="yellow", no_wrap=True, overflow="crop")
@@ -135,20 +140,22 @@ class LiveSweep(LiveDisplay, SweepProgress):
     def _table(self, width: int) -> RenderableType:
         running = self._view.running
         room = max(3, self._console.height - _LINES_AROUND)
+        with_bars = width >= _WIDTH_WITH_BARS
         table = Table.grid(padding=(0, 2, 0, 0))
-        table.width = width
-        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-        for justify in ("left", "right", "right", "right"):
-            table.add_column(justify=justify, no_wrap=True)
+        table.add_column(no_wrap=True, overflow="ellipsis", max_width=width - _REST_WIDTH)
+        if with_bars:
+            table.add_column(width=_BAR_WIDTH)
+        for _ in range(3):
+            table.add_column(justify="right", no_wrap=True)
         for one in running[:room]:
-            speed = "" if one.steps_per_s is None else f"{one.steps_per_s:,.0f} steps/s"
+            bar = ProgressBar(one.total_timesteps, one.agent_steps, width=_BAR_WIDTH)
             table.add_row(
                 f"  {one.experiment_id}",
-                ProgressBar(total=one.total_timesteps, completed=one.agent_steps, width=16),
+                *([bar] if with_bars else []),
                 f"{one.agent_steps:,}" if one.agent_steps else "starting",
                 "" if one.score is None else f"score {one.score:,.1f}",
-                speed,
+                "" if one.steps_per_s is None else f"{one.steps_per_s:,.0f} steps/s",
             )
         if len(running) > room:
-            table.add_row(f"  and {len(running) - room:,} more", "", "", "", "")
+            table.add_row(f"  and {len(running) - room:,} more")
         return table
