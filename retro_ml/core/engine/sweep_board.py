@@ -98,7 +98,17 @@ class SweepBoard:
         self.agent_steps += agent_steps - one.agent_steps
         one.agent_steps = agent_steps
 
-    def save(self, *, state: str, force: bool = False) -> None:
+    @property
+    def state(self) -> str:
+        """Of the whole: running, failed, interrupted (there is something left) or completed."""
+        counts = self.counts
+        if counts["running"]:
+            return "running"
+        if counts["failed"]:
+            return "failed"
+        return "interrupted" if counts["waiting"] or counts["interrupted"] else "completed"
+
+    def save(self, *, force: bool = False) -> None:
         """Replaces leaderboard and status.json, unless that was done just now.
 
         A failure is kept in `error`, for whoever orders the sweep.
@@ -109,7 +119,7 @@ class SweepBoard:
             return
         try:
             save_leaderboard(self.standings.values(), self.config.paths, normalise=self.normalise)
-            text = json.dumps(self._status(state), indent=2, allow_nan=False) + "\n"
+            text = json.dumps(self._status(), indent=2, allow_nan=False) + "\n"
             replace_atomically(
                 self.config.paths.status_path, lambda file: file.write(text.encode())
             )
@@ -118,11 +128,11 @@ class SweepBoard:
         self._saved_at_s = time.monotonic()
         self._save_took_s = self._saved_at_s - now_s
 
-    def _status(self, state: str) -> dict[str, Any]:
+    def _status(self) -> dict[str, Any]:
         counts = self.counts
         return {
             "name": self.config.sweep_id,
-            "state": state,
+            "state": self.state,
             "trials": {name: counts[name] for name in STATES},
             "agent_steps": self.agent_steps,
             "total_agent_steps": self.total_agent_steps,

@@ -137,7 +137,7 @@ class SweepEngine:
         if end.state in {"completed", "stopped", "failed"}:
             score = None if end.state == "failed" else standing.score
             self._search.tell(self._planned[name], score)
-        self._save_board(force=True)
+        self._board.save(force=True)
         self._progress.trial_ended(standing)
 
     def past_scores(self, experiment_id: str) -> list[tuple[int, float]]:
@@ -183,7 +183,7 @@ class SweepEngine:
             finally:
                 self._end_rest(error)
                 self._bus.unsubscribe(None, self._pass_on)
-                self._save_board(force=True)
+                self._board.save(force=True)
         return error
 
     def _end_rest(self, error: Exception | None) -> None:
@@ -281,24 +281,13 @@ class SweepEngine:
         self._logs.speaking = None
         self._board.take(event)
         self._progress.take(event)
-        self._save_board()
+        self._board.save()
 
     def _pass_on(self, event: MetricEvent) -> None:
         """From the sweep's bus to the writers of the trial."""
         bus = self._buses.get(event.experiment_id)
         if bus is not None:
             bus.emit(event)
-
-    def _save_board(self, *, force: bool = False) -> None:
-        self._board.save(state=self._state(), force=force)
-
-    def _state(self) -> str:
-        counts = self._board.counts
-        if counts["running"]:
-            return "running"
-        if counts["failed"]:
-            return "failed"
-        return "interrupted" if counts["waiting"] or counts["interrupted"] else "completed"
 
     def _spent(self) -> str | None:
         budget = self._config.max_agent_steps
@@ -312,7 +301,7 @@ class SweepEngine:
         self._launcher.request_stop()
 
     def _result(self, error: Exception | None, *, took_s: float) -> SweepResult:
-        state = self._state()
+        state = self._board.state
         message = None if error is None else str(error)
         if error is not None:
             state = "failed"
