@@ -23,9 +23,8 @@ _STOPPING = "stopping after each trial's iteration; once more ends it at once"
 _LINE_INTERVAL_S = 10.0
 _WIDTH = 100
 _BAR_WIDTH = 16
-_WIDTH_WITH_BARS = 80
-_REST_WIDTH = 38
-"""Columns of the terminal that a trial's numbers take."""
+_COLUMNS = {"bar": 80, "steps": 0, "score": 50, "speed": 60}
+"""What is told of a running trial, and how wide the terminal must be for it."""
 _LINES_AROUND = 7
 """Lines of the terminal that the table leaves to what is above and below it."""
 _STYLES = {"completed": "green", "stopped": "cyan", "interrupted": "yellow", "failed": "red"}
@@ -140,22 +139,19 @@ class LiveSweep(LiveDisplay, SweepProgress):
     def _table(self, width: int) -> RenderableType:
         running = self._view.running
         room = max(3, self._console.height - _LINES_AROUND)
-        with_bars = width >= _WIDTH_WITH_BARS
+        columns = [name for name, least in _COLUMNS.items() if width >= least]
         table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(no_wrap=True, overflow="ellipsis", max_width=width - _REST_WIDTH)
-        if with_bars:
-            table.add_column(width=_BAR_WIDTH)
-        for _ in range(3):
-            table.add_column(justify="right", no_wrap=True)
+        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        for name in columns:
+            table.add_column(justify="left" if name == "bar" else "right", no_wrap=True)
         for one in running[:room]:
-            bar = ProgressBar(one.total_timesteps, one.agent_steps, width=_BAR_WIDTH)
-            table.add_row(
-                f"  {one.experiment_id}",
-                *([bar] if with_bars else []),
-                f"{one.agent_steps:,}" if one.agent_steps else "starting",
-                "" if one.score is None else f"score {one.score:,.1f}",
-                "" if one.steps_per_s is None else f"{one.steps_per_s:,.0f} steps/s",
-            )
+            cells: dict[str, RenderableType] = {
+                "bar": ProgressBar(one.total_timesteps, one.agent_steps, width=_BAR_WIDTH),
+                "steps": f"{one.agent_steps:,}" if one.agent_steps else "starting",
+                "score": "" if one.score is None else f"score {one.score:,.1f}",
+                "speed": "" if one.steps_per_s is None else f"{one.steps_per_s:,.0f} steps/s",
+            }
+            table.add_row(f"  {one.experiment_id}", *(cells[name] for name in columns))
         if len(running) > room:
             table.add_row(f"  and {len(running) - room:,} more")
         return table
