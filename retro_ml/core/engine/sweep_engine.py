@@ -137,7 +137,7 @@ class SweepEngine:
         if end.state in {"completed", "stopped", "failed"}:
             score = None if end.state == "failed" else standing.score
             self._search.tell(self._planned[name], score)
-        self._board.save(force=True)
+        self._board.save()
         self._progress.trial_ended(standing)
 
     def past_scores(self, experiment_id: str) -> list[tuple[int, float]]:
