@@ -244,6 +244,17 @@ def test_what_is_left_goes_on_and_what_is_finished_is_not_begun(make: Make) -> N
     assert begun == [("pong-ppo-s2", "step-10"), ("pong-ppo-s4", None)]
 
 
+def test_a_sweep_can_be_made_longer(make: Make) -> None:
+    run(make())
+    launcher = ScriptedLauncher()
+    result = run(make(base={"game_id": "pong", "total_timesteps": 40}), launcher)
+    assert states(result) == ["completed"] * 3
+    assert [one.agent_steps for one in result.standings] == [40] * 3
+    assert {trial.restore_from and trial.restore_from.name for trial in launcher.begun} == {
+        "step-20"
+    }
+
+
 def test_a_failing_trial_harms_no_other_and_is_tried_again_next_time(
     make: Make, tmp_path: Path
 ) -> None:
