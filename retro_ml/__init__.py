@@ -11,10 +11,17 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retro_ml.api import ExperimentResult, TrainingEngine, run_experiment
+    from retro_ml.api import (
+        ExperimentResult,
+        SweepResult,
+        TrainingEngine,
+        run_experiment,
+        run_sweep,
+    )
     from retro_ml.core.artifacts.writers import LogWriter, MetricsWriter, ModelWriter
     from retro_ml.core.experiments.config import ExperimentConfig, RunType
     from retro_ml.core.experiments.options import RunOptions
+    from retro_ml.core.experiments.sweep_config import SweepConfig
     from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventBus
     from retro_ml.evaluation.agent import Agent
     from retro_ml.evaluation.evaluate import Evaluation, evaluate_model
@@ -37,9 +44,12 @@ _HOMES = {
     "ModelWriter": "retro_ml.core.artifacts.writers",
     "RunOptions": "retro_ml.core.experiments.options",
     "RunType": "retro_ml.core.experiments.config",
+    "SweepConfig": "retro_ml.core.experiments.sweep_config",
+    "SweepResult": "retro_ml.api",
     "TrainingEngine": "retro_ml.api",
     "evaluate_model": "retro_ml.evaluation.evaluate",
     "run_experiment": "retro_ml.api",
+    "run_sweep": "retro_ml.api",
 }
 
 __all__ = [
@@ -55,9 +65,12 @@ __all__ = [
     "ModelWriter",
     "RunOptions",
     "RunType",
+    "SweepConfig",
+    "SweepResult",
     "TrainingEngine",
     "evaluate_model",
     "run_experiment",
+    "run_sweep",
 ]
 
 

@@ -13,6 +13,7 @@ from retro_ml.core.experiments.faults import nearest_names
 
 COMMANDS = {
     "run": ("retro_ml.run", "train an agent on an Atari game"),
+    "sweep": ("retro_ml.sweep", "train games x algorithms x seeds x hyperparameters"),
     "evaluate": ("retro_ml.evaluate", "play whole games with a trained agent and score it"),
 }
 

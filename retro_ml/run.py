@@ -1,5 +1,7 @@
 """`python -m retro_ml.run`, `retro-ml run`: arguments -> ExperimentConfig -> run_experiment.
 
+Several games, algorithms or seeds are a sweep's: `retro_ml.sweep`.
+
 Exit codes: 0 done, 1 training failed, 2 bad input, 3 the machine or cluster cannot do it, 130 and
 143 stopped by a signal. Ray and torch are imported only when training really begins.
 """
@@ -32,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one experiment as `argv` says; the process's exit code."""
     try:
         call = parse_command_line(sys.argv[1:] if argv is None else argv)
+        if call.is_sweep:
+            return _run_sweep(call)
         config, options = build_experiment(call)
     except UsageError as error:
         return _refuse(error.faults)
@@ -62,6 +66,29 @@ def build_experiment(call: CommandLine) -> tuple[ExperimentConfig, RunOptions]:
     if config is None or options is None or faults:
         raise UsageError(faults)
     return config, options
+
+
+def _run_sweep(call: CommandLine) -> int:
+    from retro_ml.core.experiments.command_line_sweep import sweep_fields
+    from retro_ml.sweep import build_sweep, run_call
+
+    fields, faults = _merge_fields(call)
+    spec, more = sweep_fields(call, fields)
+    faults += more
+    options = RunOptions()
+    try:
+        options = RunOptions.model_validate(call.options)
+    except ValidationError as error:
+        faults += describe_faults(error, RunOptions)
+    if faults:
+        raise UsageError(faults)
+    return run_call(
+        build_sweep(spec),
+        options,
+        print_config=call.print_config,
+        dry_run=call.dry_run,
+        as_json=call.as_json,
+    )
 
 
 def _merge_fields(call: CommandLine) -> tuple[dict[str, Any], list[str]]:

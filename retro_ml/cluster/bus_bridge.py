@@ -46,10 +46,18 @@ class BusBridge(Callback):
         self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any
     ) -> None:
         """CHECKPOINT_SAVED, with the folder that Tune's checkpoint points to."""
-        with checkpoint.filesystem.open_input_stream(f"{checkpoint.path}/{POINTER_FILE}") as file:
-            pointer = json.loads(file.read())
+        # From now on Tune brings the trial back; the checkpoint that it began with may be removed.
+        trial.config["restore_from"] = None
+        pointer = read_pointer(checkpoint)
         data = {"step": pointer["agent_steps"], "path": pointer["path"]}
         self._publish(MetricEvent.now(EventType.CHECKPOINT_SAVED, experiment_id(trial), data))
+
+
+def read_pointer(checkpoint: Any) -> dict[str, Any]:
+    """Where the run's own checkpoint lies that Tune's points to: `path`, `agent_steps`."""
+    with checkpoint.filesystem.open_input_stream(f"{checkpoint.path}/{POINTER_FILE}") as file:
+        pointer: dict[str, Any] = json.loads(file.read())
+    return pointer
 
 
 def experiment_id(trial: Any) -> str:

@@ -42,6 +42,11 @@ TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
+RAY_IS_GONE = (
+    "Ray is gone (its head or its node died); what was saved is whole, and the same command goes "
+    "on from the last checkpoint"
+)
+
 
 class TuneLauncher:
     """Executes trials as Ray Tune trials."""
@@ -80,10 +85,7 @@ class TuneLauncher:
                     verbose=0,
                 )
             except HeadLost:
-                raise LaunchError(
-                    "Ray is gone (its head or its node died); what was saved is whole, and the "
-                    "same command goes on from the last checkpoint"
-                ) from None
+                raise LaunchError(RAY_IS_GONE) from None
             finally:
                 for trial in trials:
                     # What Tune keeps points to our checkpoints, and a resume reads those.
@@ -176,15 +178,20 @@ def build_experiment(trial: Trial, cluster: Cluster, stopper: RunStopper) -> Exp
     )
 
 
-def place(config: ExperimentConfig, cluster: Cluster) -> tuple[int, float]:
+def place(config: ExperimentConfig, cluster: Cluster, *, concurrent: int = 1) -> tuple[int, float]:
     """CPUs of the trial's main process and GPUs of the trial.
+
+    Args:
+        config: says what it takes, or leaves it open.
+        cluster: what there is.
+        concurrent: trials that share it, where the config leaves it open.
 
     Raises:
         LaunchError: what the config asks for can never be had.
     """
     resources = config.resources
     helpers = resources.num_env_runners + resources.num_learners
-    cpus = resources.num_cpus or max(1, min(cluster.cpus - helpers, MAX_CPUS))
+    cpus = resources.num_cpus or max(1, min(cluster.cpus // concurrent - helpers, MAX_CPUS))
     if cpus + helpers > cluster.cpus:
         raise LaunchError(
             f"the run needs {cpus + helpers} CPUs ({cpus} for its main process, "
@@ -204,7 +211,8 @@ def place(config: ExperimentConfig, cluster: Cluster) -> tuple[int, float]:
     if cluster.gpus < 1:
         logger.warning("no GPU found: training runs on the CPU")
         return cpus, 0.0
-    return cpus, 1.0
+    # A whole one, or an even part of one.
+    return cpus, 1.0 / math.ceil(concurrent / math.floor(cluster.gpus))
 
 
 def check_memory(config: ExperimentConfig) -> None:
@@ -231,10 +239,10 @@ def describe_end(trial: TuneTrial, stopper: RunStopper) -> TrialEnd:
     if trial.status == TuneTrial.TERMINATED:
         state = "interrupted" if name in stopper.interrupted else "completed"
         return TrialEnd(name, state)  # type: ignore[arg-type]
-    return TrialEnd(name, "failed", _explain(trial), exit_code=1)
+    return TrialEnd(name, "failed", explain(trial), exit_code=1)
 
 
-def _explain(trial: TuneTrial) -> str:
+def explain(trial: TuneTrial) -> str:
     """The last line of what the trial died of; all of it goes to the log."""
     with suppress(OSError):
         logger.info("%s", trial.get_error())

@@ -51,6 +51,30 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_and_leaves_the_same_rows(
     assert rows_without_clock(disturbed) == rows_without_clock(undisturbed)
 
 
+def test_a_resumed_trial_that_dies_does_without_the_checkpoint_it_began_with(
+    small_config: Build,
+) -> None:
+    fields: dict[str, Any] = {"experiment_id": "r", "checkpointing": {"every_steps": 1, "keep": 1}}
+    assert run_experiment(
+        small_config("A2C", total_timesteps=1000, **fields), options=QUIET
+    ).success
+
+    longer = small_config("A2C", total_timesteps=4000, **fields)
+    attempts: list[MetricEvent] = []
+    bus = MetricEventBus()
+    bus.subscribe(EventType.RUN_STARTED, attempts.append)
+
+    def kill_once(event: MetricEvent) -> None:
+        if event.data["step"] == 3120 and len(attempts) == 1:
+            assert not longer.paths.checkpoint_dir(1040).exists()
+            os.kill(attempts[0].data["pid"], signal.SIGKILL)
+
+    bus.subscribe(EventType.CHECKPOINT_SAVED, kill_once)
+    result = run_experiment(longer, event_bus=bus, options=QUIET)
+    assert result.success, result.error
+    assert [event.data["from_step"] for event in attempts] == [1040, 3120]
+
+
 def test_a_trial_that_keeps_dying_ends_the_run_with_one_message(small_config: Build) -> None:
     config = small_config("A2C", resources={"max_failures": 1})
     bus = MetricEventBus()

@@ -169,7 +169,7 @@ def test_a_saved_config_reads_back(capsys: pytest.CaptureFixture[str]) -> None:
         ("--env pong --ppo.epoch 3", "--ppo.epoch: unknown -> did you mean --ppo.epochs?"),
         ("--env pong --gamma 1", "--gamma: unknown -> did you mean --ppo.gamma, --a2c.gamma or"),
         ("--env pong --ppo {}", "--ppo: unknown -> "),
-        ("--env pong stray", "stray: unexpected -> options begin with --"),
+        ("--env pong --seed 1 stray", "stray: unexpected -> options begin with --"),
         ("--env pong --seed", "--seed: a value is missing -> "),
         ("--env pong --use-gpu=no", "--use-gpu/--no-use-gpu: takes no value -> leave out 'no'"),
         ("-- --env pong", "--: unexpected -> leave it out"),

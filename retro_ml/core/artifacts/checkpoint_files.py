@@ -170,6 +170,41 @@ def choose_checkpoint(root: Path, *, at_most: float) -> tuple[CheckpointFolder |
     return None, faults
 
 
+def adopt_checkpoint(source: Path, root: Path) -> CheckpointFolder:
+    """Puts another run's checkpoint in place of all the checkpoints that `root` holds.
+
+    Its own files are linked where the file system can; those that it shares are copied, because
+    their run may write them anew.
+
+    Args:
+        source: a `step-N` folder; its run may go on, and remove it, meanwhile.
+        root: the run's folder of checkpoints; no save may be under way there.
+
+    Raises:
+        CheckpointError: `source` is not whole; `root` is as it was.
+        ArtifactError: `root` cannot be written.
+    """
+    building = root.with_name(f".{root.name}-adopted")
+    before = root.with_name(f".{root.name}-before")
+    try:
+        _remove(building)
+        _remove(before)
+        for name in [*verify_checkpoint(source)["files"], MANIFEST_NAME]:
+            target = Path(os.path.normpath(building / source.name / name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _take_over(source / name, target, link=target.parent.name == source.name)
+        if root.exists():
+            os.rename(root, before)
+        os.rename(building, root)
+        _flush(root.parent)
+        _remove(before)
+    except FileNotFoundError:
+        raise CheckpointError(f"{source}: removed while it was read") from None
+    except OSError as error:
+        raise ArtifactError.from_os_error(error, root) from error
+    return CheckpointFolder(int(source.name.partition("-")[2]), root / source.name)
+
+
 def prune_checkpoints(root: Path, *, keep: int) -> None:
     """Removes all but the newest `keep` and the best, then the files that none of those names.
 
@@ -213,6 +248,19 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _take_over(source: Path, target: Path, *, link: bool) -> None:
+    if link:
+        try:
+            os.link(source, target)
+            return
+        except FileNotFoundError:
+            raise
+        except OSError:  # another file system, or one without links
+            pass
+    shutil.copyfile(source, target)
+    _flush(target)
 
 
 def _is_score(score: Any) -> bool:

@@ -78,12 +78,39 @@ def build_progress(
     return PlainProgress(view, stream)
 
 
-class PlainProgress(Progress):
+class PlainLines(Progress):
+    """Writes lines."""
+
+    stopping = _STOPPING
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def notice(self, text: str) -> None:
+        self._write(text + "\n")
+
+    def announce_stop(self) -> None:
+        try:
+            os.write(self._stream.fileno(), f"{self.stopping}\n".encode())
+        except UnsupportedOperation:  # no file behind it, so nothing that a signal could break
+            self._write(f"{self.stopping}\n")
+        except OSError:
+            return  # nobody is there to read it
+
+    def _write(self, text: str) -> None:
+        encoding = self._stream.encoding or "utf-8"
+        # A reader that went away ("2>&1 | head") ends the lines, not the training.
+        with suppress(OSError):
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            self._stream.flush()
+
+
+class PlainProgress(PlainLines):
     """One line at the start, one about every 10 seconds or 5 %, a summary."""
 
     def __init__(self, view: RunView, stream: TextIO) -> None:
+        super().__init__(stream)
         self._view = view
-        self._stream = stream
         self._shown_at_s = time.monotonic()
         self._shown_step = 0
 
@@ -106,17 +133,6 @@ class PlainProgress(Progress):
             self._shown_step = self._view.step
             self.notice(", ".join([self._view.steps(), *self._view.facts()]))
 
-    def notice(self, text: str) -> None:
-        self._write(text + "\n")
-
-    def announce_stop(self) -> None:
-        try:
-            os.write(self._stream.fileno(), f"{_STOPPING}\n".encode())
-        except UnsupportedOperation:  # no file behind it, so nothing that a signal could break
-            self._write(f"{_STOPPING}\n")
-        except OSError:
-            return  # nobody is there to read it
-
     def summarize(self, result: "ExperimentResult") -> None:
         for heading, text in summary_lines(result, title=self._view.title):
             self.notice(f"{heading}: {text}")
@@ -127,19 +143,11 @@ class PlainProgress(Progress):
         enough = _LINES_BY_SHARE * advanced_steps >= self._view.total
         return enough or waited_s >= _LINE_INTERVAL_S
 
-    def _write(self, text: str) -> None:
-        encoding = self._stream.encoding or "utf-8"
-        # A reader that went away ("2>&1 | head") ends the lines, not the training.
-        with suppress(OSError):
-            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-            self._stream.flush()
 
+class LiveDisplay(Progress):
+    """Something that redraws itself in place; notices scroll by above it."""
 
-class LiveProgress(Progress):
-    """A panel that redraws itself in place; notices scroll by above it."""
-
-    def __init__(self, view: RunView, console: Console) -> None:
-        self._view = view
+    def __init__(self, console: Console) -> None:
         self._console = console
         self._between = " | " if console.options.ascii_only else " · "
         self._stopping = False
@@ -160,12 +168,6 @@ class LiveProgress(Progress):
         with suppress(OSError):  # the terminal may have been closed meanwhile
             self._live.stop()
 
-    def __call__(self, event: MetricEvent) -> None:
-        if event.experiment_id == self._view.experiment_id:
-            self._view.take(event)
-            if event.event_type is EventType.EVALUATION_FINISHED:
-                self.notice(self._view.evaluation)
-
     def notice(self, text: str) -> None:
         with suppress(OSError):
             self._console.print(Text(text), soft_wrap=True)
@@ -176,6 +178,23 @@ class LiveProgress(Progress):
     def restore_terminal(self) -> None:
         with suppress(OSError):
             os.write(self._console.file.fileno(), _SHOW_CURSOR.encode())
+
+    def _render(self) -> RenderableType:
+        raise NotImplementedError
+
+
+class LiveProgress(LiveDisplay):
+    """A panel of one run."""
+
+    def __init__(self, view: RunView, console: Console) -> None:
+        self._view = view  # rich draws it at once
+        super().__init__(console)
+
+    def __call__(self, event: MetricEvent) -> None:
+        if event.experiment_id == self._view.experiment_id:
+            self._view.take(event)
+            if event.event_type is EventType.EVALUATION_FINISHED:
+                self.notice(self._view.evaluation)
 
     def summarize(self, result: "ExperimentResult") -> None:
         style = {"completed": "bold green", "interrupted": "bold yellow", "failed": "bold red"}

@@ -22,7 +22,7 @@ class ExperimentResult:
     error: str | None
     experiment_id: str
     experiment_dir: Path
-    state: Literal["completed", "interrupted", "failed"]
+    state: Literal["completed", "stopped", "interrupted", "failed"]
     agent_steps: int
     games: int
     exit_code: int

@@ -82,6 +82,28 @@ def open_run(
     return _open(config, options, notice)
 
 
+def load_config(config: ExperimentConfig) -> ExperimentConfig:
+    """The config that a run's folder holds. Raises: BadRunFolder."""
+    path = config.paths.config_path
+    try:
+        return ExperimentConfig.model_validate_json(read_small(path))
+    except ValidationError as error:
+        reason = "; ".join(config_faults(error))
+    except OSError as error:
+        reason = _reason(error)
+    raise BadRunFolder(
+        f"experiment_id: {config.experiment_id} -> {path} cannot be read ({reason}); mend it, or "
+        "choose --restart-behavior restart to begin anew and keep that folder aside"
+    )
+
+
+def read_small(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
+    """A regular file of ours; a pipe would be waited for. Raises OSError."""
+    if not path.is_file() or path.stat().st_size > max_bytes:
+        raise OSError(errno.EINVAL, f"no regular file of up to {max_bytes:,} bytes")
+    return path.read_bytes()
+
+
 def save_config(config: ExperimentConfig) -> None:
     """Replaces config.json. Raises ArtifactError."""
     text = config.model_dump_json(indent=2) + "\n"
@@ -108,7 +130,7 @@ def _open(config: ExperimentConfig, options: RunOptions, notice: Callable[[str],
 
 
 def _go_on(config: ExperimentConfig, options: RunOptions, lock: RunLock) -> OpenRun:
-    stored = _load_config(config)
+    stored = load_config(config)
     differences = describe_differences(stored, config)
     if differences:
         raise BadRunFolder(
@@ -168,34 +190,13 @@ def _begin_new(config: ExperimentConfig) -> None:
         raise _cannot_make(config, error) from None
 
 
-def _load_config(config: ExperimentConfig) -> ExperimentConfig:
-    path = config.paths.config_path
-    try:
-        return ExperimentConfig.model_validate_json(_read_small(path))
-    except ValidationError as error:
-        reason = "; ".join(config_faults(error))
-    except OSError as error:
-        reason = _reason(error)
-    raise BadRunFolder(
-        f"experiment_id: {config.experiment_id} -> {path} cannot be read ({reason}); mend it, or "
-        "choose --restart-behavior restart to begin anew and keep that folder aside"
-    )
-
-
 def _load_status(config: ExperimentConfig) -> dict[str, Any]:
     """Empty where the run ended before its first one, or where there is no telling."""
     try:
-        status = json.loads(_read_small(config.paths.status_path))
+        status = json.loads(read_small(config.paths.status_path))
         return status if isinstance(status.get("step"), int) else {}
     except (OSError, ValueError, AttributeError, RecursionError):
         return {}
-
-
-def _read_small(path: Path) -> bytes:
-    """A regular file of ours; a pipe would be waited for. Raises OSError."""
-    if not path.is_file() or path.stat().st_size > MAX_BYTES:
-        raise OSError(errno.EINVAL, f"no regular file of up to {MAX_BYTES:,} bytes")
-    return path.read_bytes()
 
 
 def _move_aside(config: ExperimentConfig, notice: Callable[[str], None]) -> Path:

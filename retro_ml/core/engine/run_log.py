@@ -20,11 +20,17 @@ LINE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 class RunLog:
     """Takes the loggers over for the time of a `with` block and gives them back as they were.
 
-    `error` is the first failure to write the file, or None.
+    `error` is the first failure to write the file, or None. `trials`, of a sweep, takes what is
+    said of a single trial out of it.
     """
 
-    def __init__(self, path: Path, *, notice: Callable[[str], None]) -> None:
+    def __init__(
+        self, path: Path, *, notice: Callable[[str], None], trials: "TrialLogs | None" = None
+    ) -> None:
         self._file = _LogFile(path)
+        self._trials = trials
+        if trials is not None:
+            self._file.addFilter(lambda record: not trials.takes(record))
         self._screen = _Notices(notice)
         self._taken: list[_TakenLogger] = []
         self._showwarning = warnings.showwarning
@@ -39,6 +45,8 @@ class RunLog:
             taken.logger.handlers = [self._file]
             if taken.logger.name == "retro_ml":
                 taken.logger.handlers.append(self._screen)
+                if self._trials is not None:
+                    taken.logger.handlers.append(self._trials)
         self._showwarning = warnings.showwarning
         logging.captureWarnings(True)
         return self
@@ -49,6 +57,35 @@ class RunLog:
         for taken in self._taken:
             taken.give_back()
         self._file.close()
+
+
+class TrialLogs(logging.Handler):
+    """training.log of each trial of a sweep: what is logged while one of its events is handed out.
+
+    `speaking` is the experiment whose event that is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.speaking: str | None = None
+        self._files: dict[str, _LogFile] = {}
+
+    def open(self, experiment_id: str, path: Path) -> "_LogFile":
+        """Begins a trial's; the file is made with its first line."""
+        self._files[experiment_id] = file = _LogFile(path)
+        return file
+
+    def close_file(self, experiment_id: str) -> None:
+        """Ends a trial's."""
+        self._files.pop(experiment_id).close()
+
+    def takes(self, record: logging.LogRecord) -> bool:
+        """Whether the record goes to a trial's file."""
+        return record.name.startswith("retro_ml.") and self.speaking in self._files
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.takes(record) and self.speaking is not None:
+            self._files[self.speaking].handle(record)
 
 
 class _TakenLogger:

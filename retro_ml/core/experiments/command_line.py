@@ -11,7 +11,7 @@ import argparse
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from pydantic import create_model
@@ -28,6 +28,15 @@ _ALIASES: dict[str, str | list[str]] = {
     "total-timesteps": ["n", "timesteps"],
 }
 
+# Several values of these make a sweep.
+_LISTED = {
+    "--game-id": "game_id",
+    "--env": "game_id",
+    "--env-id": "game_id",
+    "--algorithm": "algorithm",
+    "--algo": "algorithm",
+}
+
 # What most people set comes first in --help.
 _FIRST = ("game_id", "algorithm", "run_type", "total_timesteps", "seed", "preset", "output_dir")
 
@@ -38,8 +47,12 @@ Train an agent on an Atari game and keep everything in one folder,
 _EPILOG = """\
 Settings come from, later ones first: flags, --set, the --config file, --preset, defaults.
 
+Several games, several algorithms or --seeds make a sweep (retro-ml sweep --help): one run for
+each combination, several at once, and a table of who won.
+
 examples:
   retro-ml run --game-id BreakoutNoFrameskip-v4 --run-type QUICK --seed 42
+  retro-ml run --game-id breakout pong --algorithm PPO DQN --seeds 5
   retro-ml run --env ALE/Pong-v5 --algo dqn -n 2_000_000 --preset dopamine
   retro-ml run --config runs/my-run/config.json --experiment-id again --set ppo.clip=0.2
 """
@@ -66,12 +79,22 @@ class CommandLine:
     print_config: bool
     dry_run: bool
     as_json: bool
+    grid: dict[str, list[str]] = field(default_factory=dict)
+    """Of a sweep: the fields that were given several values."""
+    num_seeds: str | None = None
+    """Of a sweep: how many, from the seed on; text."""
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether more than one run is asked for."""
+        return bool(self.grid) or self.num_seeds is not None
 
 
 def parse_command_line(argv: Sequence[str]) -> CommandLine:
     """What `argv` says. Raises: UsageError. `--help` prints and raises SystemExit(0)."""
     parser, source = _build_source()
-    namespace, unknown = parser.parse_known_args([_to_kebab_case(word) for word in argv])
+    words, grid = _take_lists([_to_kebab_case(word) for word in argv])
+    namespace, unknown = parser.parse_known_args(words)
     if unknown:
         raise UsageError(_describe_unknown(unknown, parser))
     fields = source(parsed_args=namespace)()
@@ -86,6 +109,8 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
         print_config=namespace.print_config,
         dry_run=namespace.dry_run,
         as_json=namespace.json,
+        grid=grid,
+        num_seeds=namespace.seeds,
     )
 
 
@@ -141,6 +166,12 @@ def _add_call_flags(parser: argparse.ArgumentParser) -> None:
         help="set a field, e.g. ppo.clip=0.2; may be repeated",
     )
     call.add_argument(
+        "--seeds",
+        metavar="N",
+        help="a sweep over so many seeds, from --seed on; several games after --game-id, or "
+        "algorithms after --algorithm, make one too",
+    )
+    call.add_argument(
         "--print-config", action="store_true", help="print the complete config as JSON and stop"
     )
     call.add_argument(
@@ -189,6 +220,27 @@ def _to_kebab_case(word: str) -> str:
     """`--game_id=x_y` as `--game-id=x_y`: both spellings of a flag are accepted."""
     flag, equals, value = word.partition("=")
     return flag.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def _take_lists(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """The words with one value for each flag, and all values of the flags that have several."""
+    kept: list[str] = []
+    grid: dict[str, list[str]] = {}
+    taking: str | None = None
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if word.startswith("-"):
+            taking = _LISTED.get(flag)
+            if taking is not None:
+                grid[taking] = [value] if equals else []
+            kept.append(word)
+        elif taking is None or not grid[taking]:
+            kept.append(word)
+            if taking is not None:
+                grid[taking].append(word)
+        else:
+            grid[taking].append(word)
+    return kept, {name: values for name, values in grid.items() if len(values) > 1}
 
 
 def _describe_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:

@@ -49,6 +49,19 @@ def raise_faults(faults: Sequence[tuple[str, Any, str]]) -> None:
         raise ValidationError.from_exception_data("faults", details)
 
 
+def raise_lines(lines: Sequence[str]) -> None:
+    """Raise faults that were worded already, all at once, or nothing when there is none.
+
+    Raises: ValidationError, as `raise_faults`.
+    """
+    details = [
+        InitErrorDetails(type=PydanticCustomError("worded", "{line}", {"line": line}), input=None)
+        for line in lines
+    ]
+    if details:
+        raise ValidationError.from_exception_data("faults", details)
+
+
 def describe_faults(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """One line per fault of `error`, which came from validating `model`."""
     faults = error.errors(include_url=False)
@@ -124,6 +137,8 @@ def _describe_bounds(metadata: Sequence[Any]) -> str:
 
 
 def _describe(details: ErrorDetails, model: type[BaseModel]) -> str:
+    if details["type"] == "worded":
+        return details["msg"]
     path = [str(part) for part in details["loc"]]
     name = as_line(".".join(path), longest=_LONGEST_VALUE) or "config"
     if details["type"] in {"extra_forbidden", "invalid_key"}:

@@ -27,6 +27,7 @@ class EventType(str, Enum):
     EPISODE_FINISHED = "episode_finished"
     EVALUATION_FINISHED = "evaluation_finished"
     CHECKPOINT_SAVED = "checkpoint_saved"
+    HYPERPARAMETERS_CHANGED = "hyperparameters_changed"
     RUN_COMPLETED = "run_completed"
     ERROR = "error"
 

@@ -72,3 +72,30 @@ def test_dqns_epsilon(tmp_path: Path) -> None:
     expected = [1 - 0.99 * 0.4, 1 - 0.99 * 0.8, 0.01, 0.01]
     assert found == pytest.approx(expected)
     assert acted == pytest.approx(expected)  # what the env runner goes by
+
+
+@pytest.mark.parametrize("name", ["PPO", "A2C", "DQN"])
+def test_a_changed_step_size_is_used_after_a_restore(name: str, tmp_path: Path) -> None:
+    """What PBT does: a checkpoint of one step size goes on with another, its schedule included."""
+    section = name.lower()
+    fields: dict[str, Any] = {
+        "total_timesteps": 4_096,
+        "resources": TWO_GAMES,
+        "ppo": {"rollout_length": 128, "minibatch_size": 256, "epochs": 1},
+        "a2c": {"rollout_length": 256},
+        "dqn": {"warmup_agent_steps": 100, "rollout_length": 64, "agent_steps_per_update": 32},
+    }
+    first = build(name, **fields)
+    first.train()
+    first.save_checkpoint(str(tmp_path / "saved"))
+    first.stop()
+    changed = fields | {section: fields[section] | {"learning_rate": 3e-3}}
+    second = build(name, **changed)
+    second.load_checkpoint(str(tmp_path / "saved"))
+    # Of the last update: PPO's began at this iteration's start, A2C's 512 agent steps later.
+    at = second.progress.agent_steps + (512 if name == "A2C" else 0)
+    second.train()
+    used = second.learner_group._learner.get_optimizer("default_policy").param_groups[0]["lr"]
+    second.stop()
+    expected = 3e-3 if name == "DQN" else 3e-3 * (1 - at / 4_096)
+    assert used == pytest.approx(expected, rel=1e-5)

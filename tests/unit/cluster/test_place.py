@@ -5,16 +5,18 @@ from typing import Any
 import pytest
 
 from retro_ml.cluster.connect import Cluster
+from retro_ml.cluster.sweep_trials import Room
 from retro_ml.cluster.trials import place
 from retro_ml.core.engine.launcher import LaunchError
 from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.core.experiments.sweep_config import SweepConfig
 
 pytestmark = pytest.mark.unit
 
 
-def placed(cpus: int, gpus: float = 0.0, **fields: Any) -> tuple[int, float]:
+def placed(cpus: int, gpus: float = 0.0, concurrent: int = 1, **fields: Any) -> tuple[int, float]:
     config = ExperimentConfig(game_id="pong", **fields)
-    return place(config, Cluster(cpus=cpus, gpus=gpus))
+    return place(config, Cluster(cpus=cpus, gpus=gpus), concurrent=concurrent)
 
 
 @pytest.mark.parametrize(("cpus", "taken"), [(1, 1), (2, 2), (8, 8), (16, 16), (64, 16)])
@@ -36,3 +38,44 @@ def test_a_gpu_is_taken_where_there_is_one() -> None:
     assert placed(8, gpus=1.0, resources={"num_gpus": 0.25}) == (8, 0.25)
     with pytest.raises(LaunchError, match="needs 2 GPUs, but there are 1"):
         placed(8, gpus=1.0, resources={"num_gpus": 2})
+
+
+def test_several_at_once_share_what_there_is() -> None:
+    assert placed(8, concurrent=3) == (2, 0.0)
+    assert placed(2, concurrent=4) == (1, 0.0)
+    assert placed(8, concurrent=2, resources={"num_env_runners": 2}) == (2, 0.0)
+    assert placed(8, concurrent=2, resources={"num_cpus": 1}) == (1, 0.0)
+    assert placed(8, gpus=2.0, concurrent=2) == (4, 1.0)
+    assert placed(8, gpus=2.0, concurrent=8) == (1, 0.25)
+    assert placed(8, gpus=2.0, concurrent=5) == (1, pytest.approx(1 / 3))
+
+
+def room(cpus: int, gpus: float = 0.0, **fields: Any) -> Room:
+    sweep = SweepConfig(**{"base": {"game_id": "pong"}, "grid": {"seed": [*range(20)]}, **fields})
+    return Room(sweep, Cluster(cpus=cpus, gpus=gpus))
+
+
+def test_as_many_trials_run_as_there_is_room_for() -> None:
+    assert room(8).concurrent == 8
+    assert room(64).concurrent == 20
+    assert room(64, gpus=4.0).concurrent == 4
+    assert room(64, gpus=4.0, base={"game_id": "pong", "use_gpu": False}).concurrent == 20
+    base = {"game_id": "pong", "resources": {"num_gpus": 0.25, "num_cpus": 2}}
+    assert room(64, gpus=2.0, base=base).concurrent == 8
+    assert room(8, max_concurrent=3).concurrent == 3
+    base = {"game_id": "pong", "resources": {"num_env_runners": 1}}
+    assert room(8, base=base).concurrent == 4
+
+
+def test_a_trial_that_can_never_be_placed_is_said_at_once() -> None:
+    base = {"game_id": "pong", "resources": {"num_cpus": 9}}
+    with pytest.raises(LaunchError, match="needs 9 CPUs"):
+        room(8, base=base)
+
+
+def test_a_population_takes_turns() -> None:
+    distributions = {"ppo.gamma": {"uniform": [0.9, 0.99]}}
+    fields: dict[str, Any] = {"grid": {}, "distributions": distributions, "samples": 6}
+    population = room(2, scheduler="pbt", **fields)
+    assert (population.concurrent, population.most_begun) == (2, 6)
+    assert room(2, **fields).most_begun == 2

@@ -10,6 +10,7 @@ import pytest
 from retro_ml.core.artifacts.checkpoint_files import (
     MANIFEST_NAME,
     CheckpointError,
+    adopt_checkpoint,
     find_checkpoints,
     load_manifest,
     prune_checkpoints,
@@ -151,3 +152,50 @@ def test_pruning_removes_what_a_killed_save_left(tmp_path: Path) -> None:
     (tmp_path / ".step-10-abcdef").mkdir()
     prune_checkpoints(tmp_path, keep=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def save_one(root: Path, step: int, *, content: str, shared: str | None = None) -> Path:
+    def write(folder: Path) -> list[Path]:
+        (folder / "weights").write_text(content)
+        if shared is None:
+            return []
+        path = root / "replay" / "rows-0-9.zst"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(shared)
+        return [path]
+
+    save_checkpoint_folder(root / f"step-{step}", write, facts={"agent_steps": step})
+    return root / f"step-{step}"
+
+
+def test_an_adopted_checkpoint_takes_the_place_of_all_others(tmp_path: Path) -> None:
+    donor, own = tmp_path / "a" / "checkpoints", tmp_path / "b" / "checkpoints"
+    source = save_one(donor, 20, content="theirs", shared="their rows")
+    save_one(own, 10, content="mine", shared="my rows")
+    save_one(own, 30, content="mine")
+
+    adopted = adopt_checkpoint(source, own)
+
+    assert (adopted.agent_steps, adopted.path) == (20, own / "step-20")
+    assert [folder.agent_steps for folder in find_checkpoints(own)] == [20]
+    verify_checkpoint(adopted.path)
+    assert (own / "step-20" / "weights").read_text() == "theirs"
+    assert (own / "replay" / "rows-0-9.zst").read_text() == "their rows"
+    assert sorted(path.name for path in own.parent.iterdir()) == ["checkpoints"]
+    # What the donor does later is its own affair.
+    prune_checkpoints(donor, keep=1)
+    save_one(donor, 40, content="later", shared="later rows")
+    prune_checkpoints(donor, keep=1)
+    verify_checkpoint(adopted.path)
+
+
+def test_a_checkpoint_that_is_not_whole_is_not_adopted(tmp_path: Path) -> None:
+    donor, own = tmp_path / "a" / "checkpoints", tmp_path / "b" / "checkpoints"
+    source = save_one(donor, 20, content="theirs")
+    save_one(own, 10, content="mine")
+    (source / "weights").write_text("thiers")
+    with pytest.raises(CheckpointError):
+        adopt_checkpoint(source, own)
+    with pytest.raises(CheckpointError):
+        adopt_checkpoint(donor / "step-99", own)
+    assert [folder.agent_steps for folder in find_checkpoints(own)] == [10]

@@ -1,0 +1,327 @@
+"""The trials of a sweep on Ray Tune: taken as there is room for them, told of as they end.
+
+Tune keeps no state of a sweep that is ever read back: what there is to know lies in the trials'
+own folders, so its snapshots are switched off.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+from ray.tune import Callback, CheckpointConfig, Experiment, Stopper
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.search.search_algorithm import SearchAlgorithm
+
+from retro_ml.cluster.bus_bridge import BusBridge
+from retro_ml.cluster.connect import Cluster, connect
+from retro_ml.cluster.driver_process import environment
+from retro_ml.cluster.head_watch import HeadLost, HeadWatch
+from retro_ml.cluster.plan import plan_run
+from retro_ml.cluster.schedulers import PbtByPopulation, build_scheduler
+from retro_ml.cluster.trial_actor import EXPERIMENT, TrialActor, trial_config
+from retro_ml.cluster.trials import (
+    RAY_IS_GONE,
+    TUNE_ENVIRONMENT,
+    TuneLauncher,
+    explain,
+    place,
+)
+from retro_ml.cluster.worker_output import log_worker_output
+from retro_ml.core.engine.launcher import LaunchError, Trial, TrialEnd, TrialSource
+from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.core.experiments.options import RunOptions
+from retro_ml.core.experiments.sweep_config import SweepConfig
+from retro_ml.core.machine import count_free_memory
+from retro_ml.core.metrics.event_bus import MetricEvent
+from retro_ml.rllib.names import AGENT_STEPS, SCORE
+
+logger = logging.getLogger("retro_ml.cluster")
+NO_SNAPSHOTS_S = "1e9"
+
+
+class TuneSweepLauncher(TuneLauncher):
+    """Executes the trials of a sweep as Ray Tune trials."""
+
+    def launch_sweep(
+        self,
+        sweep: SweepConfig,
+        source: TrialSource,
+        publish: Callable[[MetricEvent], None],
+        options: RunOptions,
+    ) -> None:
+        """Runs trials until the source has no more.
+
+        Raises:
+            LaunchError: no Ray, or a trial that can never be placed on it.
+        """
+        with (
+            environment(TUNE_ENVIRONMENT),
+            connect(options.ray_address) as cluster,
+            log_worker_output(cluster.logs_dir),
+            HeadWatch(embedded=cluster.embedded) as head,
+        ):
+            room = Room(sweep, cluster)
+            hours = min(sweep.max_hours or math.inf, options.max_hours or math.inf)
+            stopper = SweepStopper(source, self._stop_requested, head=head, hours=hours)
+            stopper.stop_score = options.stop_score
+            experiment = Experiment(
+                sweep.sweep_id,
+                run=TrialActor,
+                stop=stopper,
+                storage_path=str(cluster.scratch_dir or sweep.paths.tune_dir),
+            )
+            feed = TrialFeed(source, experiment, room, stopper)
+            scheduler = build_scheduler(sweep, source, publish)
+            ends = SweepCallback(source, feed, stopper, scheduler)
+            pending = {
+                "TUNE_MAX_PENDING_TRIALS_PG": str(room.concurrent),
+                "TUNE_GLOBAL_CHECKPOINT_S": NO_SNAPSHOTS_S,
+            }
+            try:
+                with environment(pending):
+                    tune.run(
+                        [experiment],
+                        search_alg=feed,
+                        scheduler=scheduler,
+                        callbacks=[BusBridge(publish), ends],
+                        raise_on_failed_trial=False,
+                        verbose=0,
+                    )
+            except HeadLost:
+                raise LaunchError(RAY_IS_GONE) from None
+            finally:
+                shutil.rmtree(sweep.paths.tune_dir, ignore_errors=True)
+            for name in list(feed.live):
+                # Waiting or paused when all had to end.
+                source.trial_ended(TrialEnd(name, "interrupted", stopper.closing()))
+
+
+class Room:
+    """How many trials run at once, and what each of them gets.
+
+    Args:
+        sweep: its trials, of which none may be too large.
+        cluster: what there is.
+
+    Raises:
+        LaunchError: a trial can never be placed.
+    """
+
+    def __init__(self, sweep: SweepConfig, cluster: Cluster) -> None:
+        self._cluster = cluster
+        configs = [planned.config for planned in sweep.trials]
+        self.concurrent = sweep.max_concurrent or max(1, self._count_fitting(configs))
+        # All of a population take turns, in as many at once as there is room for.
+        self.most_begun = len(configs) if sweep.scheduler == "pbt" else self.concurrent
+        self._placed: dict[tuple[Any, ...], tuple[int, float]] = {}
+        for config in configs:
+            self.place(config)
+        needed, free = self.concurrent * _largest(configs), count_free_memory()
+        if cluster.embedded and needed > free:
+            raise LaunchError(
+                f"{self.concurrent} trials at once need up to {needed / 1e9:.1f} GB of memory, but "
+                f"{free / 1e9:.1f} GB are free; lower max_concurrent or base.dqn.replay_size"
+            )
+
+    def place(self, config: ExperimentConfig) -> tuple[int, float]:
+        """CPUs of a trial's main process and GPUs of the trial."""
+        asked = config.resources
+        kind: tuple[Any, ...] = (
+            asked.num_cpus,
+            asked.num_gpus,
+            asked.num_env_runners,
+            asked.num_learners,
+        )
+        kind += (config.use_gpu,)
+        if kind not in self._placed:  # what there is to say of it is said once
+            self._placed[kind] = place(config, self._cluster, concurrent=self.concurrent)
+        return self._placed[kind]
+
+    def _count_fitting(self, configs: list[ExperimentConfig]) -> int:
+        """Trials that there are CPUs, GPUs and memory for at once."""
+        fit = min(len(configs), *(_count_placed(config, self._cluster) for config in configs))
+        if self._cluster.embedded:
+            fit = min(fit, count_free_memory() // _largest(configs))
+        return fit
+
+
+class SweepStopper(Stopper):
+    """Ends a trial at its last agent step, or earlier where it must.
+
+    Args:
+        source: says what must end.
+        stop_requested: set when the user wants all trials to end.
+        head: of the Ray that they run on.
+        hours: after which all trials end.
+    """
+
+    def __init__(
+        self, source: TrialSource, stop_requested: Any, *, head: HeadWatch, hours: float
+    ) -> None:
+        self._source = source
+        self._stop_requested = stop_requested
+        self._head = head
+        self._hours = hours
+        self._deadline_s = time.monotonic() + hours * 3600
+        self.stop_score: float | None = None
+        self.ends: dict[str, TrialEnd] = {}
+        """Of the trials that were ended from here; a scheduler ended the others."""
+        self.trials: list[TuneTrial] = []
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """True ends the trial that has just reported `result`."""
+        score, enough = result[SCORE], self.stop_score
+        total = result["config"][EXPERIMENT]["total_timesteps"]
+        if result[AGENT_STEPS] >= total or (
+            enough is not None and score is not None and score >= enough
+        ):
+            self.ends[trial_id] = TrialEnd(trial_id, "completed")
+            return True
+        if self._stop_requested.is_set():
+            self.ends[trial_id] = TrialEnd(trial_id, "interrupted")
+            return True
+        reason = self._source.must_end(trial_id) or self.closing()
+        if reason is not None:
+            self.ends[trial_id] = TrialEnd(trial_id, "interrupted", reason)
+        return reason is not None
+
+    def closing(self) -> str | None:
+        """Why the whole sweep has to end, where nobody asked it to."""
+        if time.monotonic() >= self._deadline_s:
+            return f"the {self._hours:g} hours are over"
+        return self._source.must_end("")
+
+    def stop_all(self) -> bool:
+        """Each trial that runs ends by itself, so that each leaves a checkpoint; then the others.
+
+        Raises:
+            HeadLost: nothing can be asked of the trials any more.
+        """
+        if self._head.lost:
+            raise HeadLost
+        if not self._stop_requested.is_set() and self.closing() is None:
+            return False
+        return not any(trial.status == TuneTrial.RUNNING for trial in self.trials)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune saves its experiments with their stopper; none of this can be saved."""
+        return {}
+
+
+class TrialFeed(SearchAlgorithm):
+    """Tune's source of trials, which are made when there is room for them.
+
+    Args:
+        source: the sweep's.
+        experiment: Tune's, which all trials belong to.
+        room: how many at once.
+        stopper: nothing begins while all is about to end.
+    """
+
+    def __init__(
+        self, source: TrialSource, experiment: Experiment, room: Room, stopper: SweepStopper
+    ) -> None:
+        self._source = source
+        self._experiment = experiment
+        self._room = room
+        self._stopper = stopper
+        self.live: dict[str, TuneTrial] = {}
+        """The trials that have begun and not ended."""
+
+    def add_configurations(self, experiments: Any) -> None:
+        """Tune's experiment is known already."""
+
+    def next_trial(self) -> TuneTrial | None:
+        """The next one; None: no room now, or, when finished, none left."""
+        if self.is_finished() or len(self.live) >= self._room.most_begun:
+            return None
+        trial = None if self._stopper.closing() else self._source.next_trial()
+        if trial is None:
+            self.set_finished()
+            return None
+        tune_trial = self._build(trial)
+        self.live[tune_trial.trial_id] = tune_trial
+        return tune_trial
+
+    def _build(self, trial: Trial) -> TuneTrial:
+        config = trial.config
+        cpus, gpus = self._room.place(config)
+        restore_from = None if trial.restore_from is None else str(trial.restore_from)
+        every = max(1, round(config.checkpointing.every_steps / config.iteration_agent_steps))
+        return TuneTrial(
+            self._experiment.run_identifier,
+            trial_id=config.experiment_id,
+            config=trial_config(config, num_cpus=cpus, num_gpus=gpus, restore_from=restore_from),
+            storage=self._experiment.storage,
+            checkpoint_config=CheckpointConfig(checkpoint_frequency=every, checkpoint_at_end=True),
+            trial_dirname_creator=_folder_name,
+            max_failures=config.resources.max_failures,
+        )
+
+
+class SweepCallback(Callback):
+    """Tells the source how its trials go."""
+
+    def __init__(
+        self, source: TrialSource, feed: TrialFeed, stopper: SweepStopper, scheduler: Any
+    ) -> None:
+        self._source = source
+        self._feed = feed
+        self._stopper = stopper
+        self._scheduler = scheduler
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Shows the stopper Tune's trials."""
+        self._stopper.trials = trials
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Publishes what the scheduler did; its records are out, and Tune need not keep them."""
+        result.pop("records", None)
+        if isinstance(self._scheduler, PbtByPopulation):
+            self._scheduler.publish_told()
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A failed trial is tried again."""
+        logger.warning("%s failed and is tried again: %s", trial.trial_id, explain(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial ended in order."""
+        name = trial.trial_id
+        self._end(self._stopper.ends.get(name) or TrialEnd(name, "stopped"))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial failed for the last time."""
+        self._end(TrialEnd(trial.trial_id, "failed", explain(trial), exit_code=1))
+
+    def _end(self, end: TrialEnd) -> None:
+        self._feed.live.pop(end.experiment_id, None)
+        self._source.trial_ended(end)
+
+
+def _count_placed(config: ExperimentConfig, cluster: Cluster) -> int:
+    """Trials of this kind that the cluster has room for, one CPU each if nothing is said."""
+    resources = config.resources
+    cpus = (resources.num_cpus or 1) + resources.num_env_runners + resources.num_learners
+    fit = cluster.cpus // cpus
+    if config.use_gpu and cluster.gpus >= 1:
+        gpus = 1.0 if resources.num_gpus is None else resources.num_gpus
+        fit = min(fit, math.floor(cluster.gpus / gpus)) if gpus else fit
+    return fit
+
+
+def _largest(configs: list[ExperimentConfig]) -> int:
+    """Bytes of memory of the largest trial."""
+    kinds = {(config.algorithm, config.dqn.replay_size): config for config in configs}
+    return max(plan_run(config).memory_bytes for config in kinds.values())
+
+
+def _folder_name(trial: TuneTrial) -> str:
+    return str(trial.trial_id)

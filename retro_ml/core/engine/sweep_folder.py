@@ -1,0 +1,181 @@
+"""A sweep's folder: made, gone on with, or one clear message and nothing touched."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically
+from retro_ml.core.engine.run_folder import BadRunFolder, read_small
+from retro_ml.core.engine.run_lock import RunLock, RunLocked
+from retro_ml.core.experiments.options import RunOptions
+from retro_ml.core.experiments.sweep_config import NOT_COMPARED, SweepConfig, sweep_faults
+
+MAX_BYTES = 10_000_000
+"""Of sweep.json and a trial's status.json."""
+# A longer run of the same trials is no other sweep; each trial's own folder has the last word.
+_MAY_GROW = frozenset({"total_timesteps", "run_type", "use_gpu"})
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSweep:
+    """A sweep that this process holds the lock of."""
+
+    lock: RunLock
+    notices: tuple[str, ...] = ()
+    """What the user should know about it."""
+
+
+def open_sweep(
+    config: SweepConfig, options: RunOptions, *, notice: Callable[[str], None]
+) -> OpenSweep:
+    """Locks the sweep's folder, made if need be, and puts sweep.json there.
+
+    Raises:
+        BadRunFolder: with everything as it was before.
+    """
+    folder, path = config.paths.sweep_dir, config.paths.spec_path
+    notices: tuple[str, ...] = ()
+    if options.restart_behavior == "fail" and os.path.lexists(folder):
+        raise _refusal(
+            config,
+            f"{folder} exists already; choose another --name, or --restart-behavior resume or "
+            "restart",
+        )
+    if options.restart_behavior == "restart" and path.exists():
+        notices = (f"the old sweep is in {_move_aside(config, notice)}",)
+    made = _make_folder(config)
+    try:
+        lock = _lock(config, notice)
+    except BadRunFolder:
+        _remove(made)
+        raise
+    try:
+        if path.exists():
+            _compare(config)
+        else:
+            _refuse_foreign(config)
+        text = config.model_dump_json(indent=2) + "\n"
+        replace_atomically(path, lambda file: file.write(text.encode()))
+    except (BadRunFolder, ArtifactError) as error:
+        lock.release()
+        _remove(made)
+        raise error if isinstance(error, BadRunFolder) else _refusal(config, str(error)) from None
+    return OpenSweep(lock, notices)
+
+
+def load_trial_status(path: Path) -> dict[str, Any]:
+    """A trial's status.json; empty where it has not begun, or where there is no telling."""
+    try:
+        status = json.loads(read_small(path, max_bytes=MAX_BYTES))
+        return status if isinstance(status.get("step"), int) else {}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
+
+
+def _compare(config: SweepConfig) -> None:
+    """What is there must be this sweep, perhaps a shorter one. Raises: BadRunFolder."""
+    path = config.paths.spec_path
+    try:
+        stored = SweepConfig.model_validate_json(read_small(path, max_bytes=MAX_BYTES))
+    except (ValidationError, OSError) as error:
+        faults = sweep_faults(error) if isinstance(error, ValidationError) else [str(error)]
+        raise _refusal(
+            config,
+            f"{path} cannot be read ({'; '.join(faults)}); mend it, or choose "
+            "--restart-behavior restart to begin anew and keep that folder aside",
+        ) from None
+    before, now = (_read_fields(one) for one in (stored, config))
+    differences = [
+        name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)
+    ]
+    if differences:
+        raise _refusal(
+            config,
+            f"{config.paths.sweep_dir} holds another sweep ({', '.join(differences)} differ); "
+            "choose another --name, or --restart-behavior restart to begin anew and keep that "
+            "folder aside",
+        )
+
+
+def _read_fields(config: SweepConfig) -> dict[str, Any]:
+    """What decides the trials, by name."""
+    fields = config.model_dump(mode="json", exclude=set(NOT_COMPARED) | {"name", "base"})
+    base = {name: value for name, value in config.base.items() if name not in _MAY_GROW}
+    return fields | {f"base.{name}": value for name, value in base.items()}
+
+
+def _refuse_foreign(config: SweepConfig) -> None:
+    folder, ours = config.paths.sweep_dir, config.paths.lock_path
+    if any(path != ours for path in folder.iterdir()):
+        raise _refusal(
+            config,
+            f"{folder} is not a sweep's folder (no {config.paths.spec_path.name}) and not empty; "
+            "choose another --name",
+        )
+
+
+def _lock(config: SweepConfig, notice: Callable[[str], None]) -> RunLock:
+    lock = RunLock(config.paths.lock_path)
+    try:
+        lock.acquire(notice=notice)
+    except RunLocked as holder:
+        raise _refusal(
+            config, f"it is being run by {holder}; wait for its end, or choose another --name"
+        ) from None
+    except OSError as error:
+        raise _cannot_make(config, error) from None
+    return lock
+
+
+def _move_aside(config: SweepConfig, notice: Callable[[str], None]) -> Path:
+    folder = config.paths.sweep_dir
+    lock = _lock(config, notice)
+    aside = folder.with_name(f"{folder.name}.before-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    try:
+        os.rename(folder, aside)
+    except OSError as error:
+        raise _cannot_make(config, error) from None
+    finally:
+        lock.release()
+    (aside / config.paths.lock_path.name).unlink(missing_ok=True)
+    return aside
+
+
+def _make_folder(config: SweepConfig) -> list[Path]:
+    folder = config.paths.sweep_dir
+    missing = [path for path in [folder, *folder.parents] if not os.path.lexists(path)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        _remove(missing)
+        raise _cannot_make(config, error) from None
+    return missing
+
+
+def _remove(folders: list[Path]) -> None:
+    """Those that were made, innermost first, as long as nobody has put anything there."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
+def _cannot_make(config: SweepConfig, error: Exception) -> BadRunFolder:
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return BadRunFolder(
+        f"output_dir: {config.output_dir} -> cannot make {config.paths.sweep_dir}: {reason}; "
+        "choose a folder that can be written (--output-dir)"
+    )
+
+
+def _refusal(config: SweepConfig, reason: str) -> BadRunFolder:
+    return BadRunFolder(f"name: {config.sweep_id} -> {reason}")

@@ -1,0 +1,55 @@
+"""The names of a sweep's files. Nothing else in retro_ml builds these names."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class SweepPaths:
+    """Every path of the sweep `<output_dir>/<name>/`; its trials are folders in it."""
+
+    output_dir: str
+    name: str
+
+    @property
+    def sweep_dir(self) -> Path:
+        """The sweep's folder, which is its trials' output_dir."""
+        return Path(os.path.abspath(self.output_dir)) / self.name
+
+    @property
+    def spec_path(self) -> Path:
+        """The SweepConfig alone, so that it can be read back."""
+        return self.sweep_dir / "sweep.json"
+
+    @property
+    def lock_path(self) -> Path:
+        """There while a driver works on the sweep."""
+        return self.sweep_dir / "sweep.lock"
+
+    @property
+    def status_path(self) -> Path:
+        """State and progress of the whole."""
+        return self.sweep_dir / "status.json"
+
+    @property
+    def leaderboard_csv_path(self) -> Path:
+        """Who is ahead, one row a combination and one a trial."""
+        return self.sweep_dir / "leaderboard.csv"
+
+    @property
+    def leaderboard_json_path(self) -> Path:
+        """The same as one JSON document."""
+        return self.sweep_dir / "leaderboard.json"
+
+    @property
+    def log_path(self) -> Path:
+        """Python logging of what concerns no single trial, Ray's messages included."""
+        return self.sweep_dir / "sweep.log"
+
+    @property
+    def tune_dir(self) -> Path:
+        """Ray Tune's own bookkeeping, on a cluster."""
+        return self.sweep_dir / "tune"

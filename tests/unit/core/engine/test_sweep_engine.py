@@ -1,0 +1,440 @@
+"""The order of a sweep, with a scripted launcher: files, standings, resume, budgets, signals."""
+
+import csv
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from retro_ml.core.artifacts.checkpoint_files import save_checkpoint_folder
+from retro_ml.core.engine.launcher import LaunchError, Trial, TrialEnd, TrialSource
+from retro_ml.core.engine.run_folder import BadRunFolder
+from retro_ml.core.engine.sweep_engine import SweepEngine
+from retro_ml.core.engine.sweep_result import SweepResult
+from retro_ml.core.experiments.options import RunOptions
+from retro_ml.core.experiments.sweep_config import SweepConfig
+from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventBus
+
+pytestmark = pytest.mark.unit
+QUIET = RunOptions(progress="quiet")
+Play = Callable[["ScriptedLauncher", Trial], str]
+
+
+class ScriptedLauncher:
+    """Plays trials one after the other as `play(self, trial)` does, which returns their state."""
+
+    def __init__(self, play: Play | None = None) -> None:
+        self._play = play or (lambda launcher, trial: launcher.train(trial))
+        self.begun: list[Trial] = []
+        self.stop_requests = 0
+        self.source: TrialSource
+        self.publish: Callable[[MetricEvent], None]
+
+    def launch_sweep(
+        self,
+        sweep: SweepConfig,
+        source: TrialSource,
+        publish: Callable[[MetricEvent], None],
+        options: RunOptions,
+    ) -> None:
+        """Play until there are no more."""
+        self.source, self.publish = source, publish
+        while (trial := source.next_trial()) is not None:
+            self.begun.append(trial)
+            name = trial.config.experiment_id
+            state = self._play(self, trial)
+            error = "the learner died" if state == "failed" else None
+            source.trial_ended(TrialEnd(name, state, error))  # type: ignore[arg-type]
+
+    def request_stop(self) -> None:
+        """Count the request."""
+        self.stop_requests += 1
+
+    @property
+    def names(self) -> list[str]:
+        """Of the trials that were begun."""
+        return [trial.config.experiment_id for trial in self.begun]
+
+    def tell(self, trial: Trial, kind: EventType, **data: Any) -> None:
+        """Publish one event of the trial."""
+        self.publish(MetricEvent.now(kind, trial.config.experiment_id, data))
+
+    def train(self, trial: Trial, *, iterations: int = 2) -> str:
+        """Iterations of 10 agent steps, as far as the trial's end, with a checkpoint after each.
+
+        Its score is its seed plus a hundredth of its agent steps.
+        """
+        first = 0
+        if trial.restore_from is not None:
+            first = int(trial.restore_from.name.removeprefix("step-"))
+        self.tell(trial, EventType.RUN_STARTED, from_step=first, device="cpu", precision="fp32")
+        for _ in range(iterations):
+            step = first = first + 10
+            score = trial.config.seed + step / 100
+            self.tell(trial, EventType.EPISODE_FINISHED, step=step, reward=score, length=9)
+            row = {"step": step, "reward": score, "games": step // 10, "iteration": step // 10}
+            self.tell(trial, EventType.TRAINING_STEP, **row)
+            folder = trial.config.paths.checkpoint_dir(step)
+            save_checkpoint_folder(folder, save_module, facts={"action_meanings": ["NOOP"]})
+            self.tell(trial, EventType.CHECKPOINT_SAVED, step=step, path=str(folder))
+            if step >= trial.config.total_timesteps:
+                return "completed"
+            if self.source.must_end(trial.config.experiment_id):
+                break
+        return "interrupted"
+
+
+def save_module(folder: Path) -> list[Path]:
+    safetensors.numpy.save_file({"w": np.ones(2, np.float32)}, folder / "module.safetensors")
+    return []
+
+
+def normalise(game: str, score: float) -> float | None:
+    """A game whose human scores 10 and whose random agent scores 0."""
+    return score / 10 if game != "pitfall" else None
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_given_back() -> Iterator[None]:
+    def state() -> list[Any]:
+        signals = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+        return [*signals, threading.active_count(), sorted(os.listdir("/proc/self/fd"))]
+
+    before = state()
+    yield
+    assert state() == before
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., SweepConfig]:
+    def build(**fields: Any) -> SweepConfig:
+        defaults: dict[str, Any] = {
+            "name": "s",
+            "output_dir": str(tmp_path),
+            "base": {"game_id": "pong", "total_timesteps": 20},
+            "grid": {"seed": [1, 2, 3]},
+        }
+        return SweepConfig(**{**defaults, **fields})
+
+    return build
+
+
+Make = Callable[..., SweepConfig]
+
+
+def run(
+    config: SweepConfig,
+    launcher: ScriptedLauncher | None = None,
+    bus: MetricEventBus | None = None,
+    options: RunOptions = QUIET,
+) -> SweepResult:
+    launcher = launcher or ScriptedLauncher()
+    engine = SweepEngine(config, bus, launcher=launcher, normalise=normalise, options=options)
+    return engine.run()
+
+
+def states(result: SweepResult) -> list[str]:
+    return [one.state for one in result.standings]
+
+
+def status(folder: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((folder / "status.json").read_text())
+    return document
+
+
+def test_each_trial_is_an_experiment_with_all_its_files(make: Make, tmp_path: Path) -> None:
+    result = run(make())
+    assert (result.success, result.exit_code, result.error) == (True, 0, None)
+    names = {path.name for path in (tmp_path / "s").iterdir()}
+    assert names == {
+        "sweep.json",
+        "status.json",
+        "sweep.log",
+        "leaderboard.csv",
+        "leaderboard.json",
+        "pong-ppo-s1",
+        "pong-ppo-s2",
+        "pong-ppo-s3",
+    }
+    for seed in (1, 2, 3):
+        folder = tmp_path / "s" / f"pong-ppo-s{seed}"
+        files = {path.name for path in folder.iterdir()}
+        assert files == {
+            "config.json",
+            "status.json",
+            "metrics.csv",
+            "metrics.json",
+            "events.log",
+            "training.log",
+            "model.zip",
+            "checkpoints",
+        }
+        assert status(folder)["state"] == "completed"
+        assert f"reward {seed + 0.2}" in (folder / "training.log").read_text()
+        for other in {1, 2, 3} - {seed}:
+            assert f"reward {other + 0.2}" not in (folder / "training.log").read_text()
+
+
+def test_one_bus_has_the_events_of_all_trials_in_order(make: Make) -> None:
+    events: list[MetricEvent] = []
+    bus = MetricEventBus()
+    bus.subscribe(None, events.append)
+    run(make(), bus=bus)
+    for seed in (1, 2, 3):
+        kinds = [e.event_type.value for e in events if e.experiment_id == f"pong-ppo-s{seed}"]
+        iteration = ["episode_finished", "training_step", "checkpoint_saved"]
+        assert kinds == ["run_started", *iteration, *iteration, "run_completed"]
+
+
+def test_the_leaderboard_ranks_trials_and_their_combinations(make: Make, tmp_path: Path) -> None:
+    grid = {"game_id": ["pong", "qbert"], "algorithm": ["PPO", "A2C"], "seed": [1, 3]}
+
+    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
+        return launcher.train(trial, iterations=2 if trial.config.algorithm == "PPO" else 1)
+
+    run(make(grid=grid, base={"total_timesteps": 20}), ScriptedLauncher(play))
+    with (tmp_path / "s" / "leaderboard.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    combinations = [row for row in rows if row["level"] == "combination"]
+    assert [(r["rank"], r["game"], r["algorithm"], r["score"]) for r in combinations] == [
+        ("1", "pong", "PPO", "2.2"),  # (1.2 + 3.2) / 2
+        ("2", "pong", "A2C", "2.1"),
+        ("1", "qbert", "PPO", "2.2"),
+        ("2", "qbert", "A2C", "2.1"),
+    ]
+    assert [float(row["human_normalised"]) for row in combinations[:2]] == pytest.approx(
+        [0.22, 0.21]
+    )
+    trials = [row["experiment_id"] for row in rows if row["level"] == "trial"]
+    assert trials[:4] == ["pong-ppo-s3", "pong-a2c-s3", "pong-ppo-s1", "pong-a2c-s1"]
+    document = json.loads((tmp_path / "s" / "leaderboard.json").read_text())
+    assert [one["score"] for one in document["combinations"]] == [2.2, 2.1, 2.2, 2.1]
+    assert len(document["trials"]) == 8
+
+
+def test_a_finished_sweep_is_told_again_and_left_alone(make: Make, tmp_path: Path) -> None:
+    run(make())
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("pong-*/*") if p.is_file()}
+    launcher = ScriptedLauncher()
+    result = run(make(), launcher)
+    assert launcher.begun == []
+    assert (result.success, [one.score for one in result.standings]) == (True, [1.2, 2.2, 3.2])
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_what_is_left_goes_on_and_what_is_finished_is_not_begun(make: Make) -> None:
+    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
+        return launcher.train(trial, iterations=1 if trial.config.seed == 2 else 2)
+
+    first = run(make(), ScriptedLauncher(play))
+    assert states(first) == ["completed", "interrupted", "completed"]
+    launcher = ScriptedLauncher()
+    second = run(make(grid={"seed": [1, 2, 3, 4]}), launcher)
+    assert states(second) == ["completed"] * 4
+    begun = [
+        (t.config.experiment_id, t.restore_from and t.restore_from.name) for t in launcher.begun
+    ]
+    assert begun == [("pong-ppo-s2", "step-10"), ("pong-ppo-s4", None)]
+
+
+def test_a_sweep_can_be_made_longer(make: Make) -> None:
+    run(make())
+    launcher = ScriptedLauncher()
+    result = run(make(base={"game_id": "pong", "total_timesteps": 40}), launcher)
+    assert states(result) == ["completed"] * 3
+    assert [one.agent_steps for one in result.standings] == [40] * 3
+    assert {trial.restore_from and trial.restore_from.name for trial in launcher.begun} == {
+        "step-20"
+    }
+
+
+def test_a_failing_trial_harms_no_other_and_is_tried_again_next_time(
+    make: Make, tmp_path: Path
+) -> None:
+    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
+        return "failed" if trial.config.seed == 1 else launcher.train(trial)
+
+    result = run(make(), ScriptedLauncher(play))
+    assert (result.exit_code, result.state) == (1, "failed")
+    assert states(result) == ["failed", "completed", "completed"]
+    assert [one.error for one in result.failed] == ["the learner died"]
+    assert status(tmp_path / "s")["failed"] == [
+        {"experiment_id": "pong-ppo-s1", "error": "the learner died"}
+    ]
+    launcher = ScriptedLauncher()
+    assert run(make(), launcher).success
+    assert launcher.names == ["pong-ppo-s1"]
+
+
+def test_a_trial_that_the_scheduler_stopped_is_not_taken_up_again(
+    make: Make, tmp_path: Path
+) -> None:
+    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
+        state = launcher.train(trial, iterations=1 if trial.config.seed == 1 else 2)
+        return "stopped" if trial.config.seed == 1 else state
+
+    result = run(make(scheduler="asha"), ScriptedLauncher(play))
+    assert (result.success, states(result)) == (True, ["stopped", "completed", "completed"])
+    assert status(tmp_path / "s" / "pong-ppo-s1")["state"] == "stopped"
+    launcher = ScriptedLauncher()
+    again = run(make(scheduler="asha"), launcher)
+    assert launcher.begun == []
+    assert states(again) == states(result)
+
+
+def test_a_budget_ends_the_sweep_and_a_larger_one_lets_it_go_on(make: Make) -> None:
+    launcher = ScriptedLauncher()
+    result = run(make(max_agent_steps=30), launcher)
+    assert (result.state, result.exit_code) == ("interrupted", 0)
+    assert result.error == "the budget of 30 agent steps is spent"
+    assert states(result) == ["completed", "interrupted", "waiting"]
+    assert run(make()).success
+
+
+def test_a_signal_interrupts_the_trials_and_nothing_new_begins(make: Make, tmp_path: Path) -> None:
+    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return launcher.train(trial, iterations=1)
+
+    launcher = ScriptedLauncher(play)
+    result = run(make(), launcher)
+    assert (result.state, result.exit_code, launcher.stop_requests) == ("interrupted", 143, 1)
+    assert states(result) == ["interrupted", "waiting", "waiting"]
+    assert status(tmp_path / "s" / "pong-ppo-s1")["state"] == "interrupted"
+    assert status(tmp_path / "s")["state"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(LaunchError("no cluster at 10.0.0.1"), 3), (ZeroDivisionError("oh"), 1)]
+)
+def test_what_the_launcher_raises_ends_the_sweep(make: Make, error: Exception, code: int) -> None:
+    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
+        raise error
+
+    result = run(make(), ScriptedLauncher(play))
+    assert (result.state, result.exit_code, result.error) == ("failed", code, str(error))
+    assert states(result) == ["failed", "waiting", "waiting"]
+
+
+def test_a_trial_whose_folder_cannot_be_had_fails_alone(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "s" / "pong-ppo-s2").mkdir(parents=True)
+    (tmp_path / "s" / "sweep.json").write_text(make().model_dump_json())
+    (tmp_path / "s" / "pong-ppo-s2" / "letter.txt").write_text("mine")
+    result = run(make())
+    assert states(result) == ["completed", "failed", "completed"]
+    assert "is not a run's folder" in str(result.failed[0].error)
+
+
+def test_the_folder_of_another_sweep_is_refused(make: Make, tmp_path: Path) -> None:
+    run(make())
+    with pytest.raises(BadRunFolder, match=r"holds another sweep \(base.game_id differ\)"):
+        run(make(base={"game_id": "qbert", "total_timesteps": 20}))
+    with pytest.raises(BadRunFolder, match="exists already"):
+        run(make(), options=RunOptions(progress="quiet", restart_behavior="fail"))
+    launcher = ScriptedLauncher()
+    restarted = RunOptions(progress="quiet", restart_behavior="restart")
+    assert run(make(base={"game_id": "qbert", "total_timesteps": 20}), launcher, None, restarted)
+    assert len(launcher.begun) == 3
+    assert [path.name[:9] for path in tmp_path.iterdir()] in (
+        ["s", "s.before-"],
+        ["s.before-", "s"],
+    )
+
+
+def test_a_folder_that_is_no_sweeps_is_refused_and_left(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "letter.txt").write_text("mine")
+    with pytest.raises(BadRunFolder, match="not a sweep's folder"):
+        run(make())
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["letter.txt"]
+
+
+def test_a_damaged_spec_is_told_in_one_line(make: Make, tmp_path: Path) -> None:
+    run(make())
+    (tmp_path / "s" / "sweep.json").write_text("{")
+    with pytest.raises(BadRunFolder, match=r"sweep.json cannot be read") as caught:
+        run(make())
+    assert "\n" not in str(caught.value)
+
+
+def test_two_drivers_do_not_share_a_sweep(make: Make) -> None:
+    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
+        with pytest.raises(BadRunFolder, match="it is being run by process"):
+            run(make())
+        return launcher.train(trial)
+
+    assert run(make(grid={"seed": [1]}), ScriptedLauncher(play)).success
+
+
+def test_changed_hyperparameters_are_in_every_file_of_the_trial(make: Make, tmp_path: Path) -> None:
+    config = make(
+        grid={},
+        distributions={"ppo.learning_rate": {"uniform": [1e-4, 1e-3]}},
+        samples=2,
+        scheduler="pbt",
+    )
+    name = config.trials[0].experiment_id
+    folder = tmp_path / "s" / name
+
+    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
+        if trial.config.experiment_id != name:
+            return "interrupted"
+        launcher.train(trial, iterations=1)
+        values = {"ppo.learning_rate": 0.0005}
+        data = {"step": 10, "from_experiment": "other", "before": {}, "values": values}
+        launcher.tell(trial, EventType.HYPERPARAMETERS_CHANGED, **data)
+        return "interrupted"
+
+    run(config, ScriptedLauncher(play))
+    assert json.loads((folder / "config.json").read_text())["ppo"]["learning_rate"] == 0.0005
+    assert '"hyperparameters_changed"' in (folder / "events.log").read_text()
+
+    launcher = ScriptedLauncher()
+    result = run(config, launcher)
+    assert launcher.begun[0].config.ppo.learning_rate == 0.0005
+    assert launcher.begun[0].restore_from is not None
+    assert result.standings[0].values["ppo.learning_rate"] == 0.0005
+    assert states(result) == ["completed", "completed"]
+
+
+def test_optuna_learns_from_the_trials_that_ended_also_after_a_restart(make: Make) -> None:
+    pytest.importorskip("optuna")
+    fields: dict[str, Any] = {
+        "grid": {},
+        "distributions": {"ppo.gamma": {"uniform": [0.0, 1.0]}},
+        "search": "optuna",
+    }
+
+    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
+        launcher.tell(trial, EventType.RUN_STARTED, from_step=0)
+        score = -abs(trial.config.ppo.gamma - 0.8)
+        launcher.tell(trial, EventType.TRAINING_STEP, step=20, reward=score, games=1)
+        return "completed"
+
+    run(make(samples=15, **fields), ScriptedLauncher(play))
+    launcher = ScriptedLauncher(play)
+    result = run(make(samples=30, **fields), launcher)
+    assert launcher.names == [f"pong-ppo-s0-t{number:04d}" for number in range(15, 30)]
+    early = [abs(one.values["ppo.gamma"] - 0.8) for one in result.standings[:10]]
+    late = [abs(one.values["ppo.gamma"] - 0.8) for one in result.standings[20:]]
+    assert sum(late) < sum(early) / 2
+
+
+def test_many_trials_hold_no_more_files_than_those_that_run(make: Make) -> None:
+    open_files: list[int] = []
+
+    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
+        launcher.tell(trial, EventType.RUN_STARTED, from_step=0)
+        open_files.append(len(os.listdir("/proc/self/fd")))
+        return "completed"
+
+    result = run(make(grid={"seed": list(range(30))}), ScriptedLauncher(play))
+    assert len(result.standings) == 30
+    assert max(open_files) == min(open_files)
