@@ -7,10 +7,12 @@ the driver would spend seconds and 200 MB on them for nothing.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ray.tune import PlacementGroupFactory, Trainable
 
+from retro_ml.cluster.trial_checkpoints import TrialCheckpoints
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.rllib.names import AGENT_STEPS, RECORDS, SCORE
 
@@ -58,9 +60,12 @@ class TrialActor(Trainable):
 
         experiment = ExperimentConfig.model_validate(config[EXPERIMENT])
         translated = translate(experiment, num_cpus=config["num_cpus"], num_gpus=config["num_gpus"])
-        translated.checkpoints_dir = config["checkpoints_dir"]
-        translated.restore_from = config["restore_from"]
+        self._checkpoints = TrialCheckpoints(experiment, config["checkpoints_dir"])
+        translated.checkpoints_dir = str(self._checkpoints.folder)
+        if config["restore_from"] is not None:
+            translated.restore_from = str(self._checkpoints.find(Path(config["restore_from"])))
         self._algorithm = translated.algo_class(config=translated, storage=self._storage)
+        self._checkpoints.start()
 
     def step(self) -> dict[str, Any]:
         """One iteration. The driver gets what it uses of RLlib's result, which is a large one."""
@@ -70,11 +75,13 @@ class TrialActor(Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """See `AtariAlgorithm.save_checkpoint`."""
         self._algorithm.save_checkpoint(checkpoint_dir)
+        self._checkpoints.note_saved()
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """See `AtariAlgorithm.load_checkpoint`."""
         self._algorithm.load_checkpoint(checkpoint)
 
     def cleanup(self) -> None:
-        """Ends the trial's env runners and learners."""
+        """Ends the trial's env runners and learners, and the sending of its checkpoints."""
         self._algorithm.stop()
+        self._checkpoints.close()

@@ -4,12 +4,13 @@ Folder, lock, config.json, log, the user's subscribers, the writers, the launche
 engine knows a Launcher, not what executes it.
 """
 
+import dataclasses
 import logging
 import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from signal import Signals
 from typing import Any
 
@@ -17,13 +18,14 @@ from retro_ml.core.artifacts.checkpoint_files import CheckpointFolder
 from retro_ml.core.artifacts.metrics_file import read_rows
 from retro_ml.core.artifacts.run_writer import RunWriter
 from retro_ml.core.artifacts.storage import ArtifactError
-from retro_ml.core.artifacts.writers import build_writers
+from retro_ml.core.artifacts.writers import ModelWriter, build_writers
 from retro_ml.core.engine.launcher import Launcher, LaunchError, Trial, TrialEnd
 from retro_ml.core.engine.progress import Progress, build_progress
 from retro_ml.core.engine.result import ExperimentResult
 from retro_ml.core.engine.run_folder import BadRunFolder, OpenRun, open_run, save_config
 from retro_ml.core.engine.run_lock import RunLock
 from retro_ml.core.engine.run_log import RunLog
+from retro_ml.core.engine.run_storage import RunStorage
 from retro_ml.core.engine.stop_signals import StopSignals
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
@@ -70,8 +72,10 @@ class TrainingEngine:
                 result = self._finished(opened.finished)
             else:
                 result = self._train(opened, progress, started_s=started_s)
+            if opened.storage is not None:
+                result = self._deliver(result, opened.storage, progress)
         finally:
-            opened.lock.release()
+            opened.release()
         progress.summarize(result)
         return result
 
@@ -82,13 +86,30 @@ class TrainingEngine:
                 if note is not None:
                     logger.info("%s", note)
                     progress.notice(note)
-            writers = build_writers(self._config)
+            storage = opened.storage
+            writers = build_writers(self._config, None if storage is None else storage.describe)
             self._watched = [*writers, log]
-            with self._stop_signals(progress) as stop, _attached(self._bus, writers, progress):
+            with (
+                self._stop_signals(progress) as stop,
+                _attached(self._bus, writers, progress),
+                _sent(storage, self._bus, writers),
+            ):
                 end = self._announce(self._launch(stop, opened.restore_from))
             result = self._result(end, training_time_s=time.monotonic() - started_s)
             logger.info("%s, exit code %d", result.state, result.exit_code)
         return result
+
+    def _deliver(
+        self, result: ExperimentResult, storage: RunStorage, progress: Progress
+    ) -> ExperimentResult:
+        """Waits for what is still to be sent; a run whose files are not there did not do its job.
+
+        A signal ends the waiting.
+        """
+        with StopSignals(on_first=storage.give_up, before_exit=progress.restore_terminal):
+            delivery = storage.deliver()
+        code = result.exit_code or (0 if delivery.complete else LaunchError.exit_code)
+        return dataclasses.replace(result, storage=delivery, exit_code=code)
 
     def _launch(self, stop: StopSignals, restore_from: CheckpointFolder | None) -> TrialEnd:
         write_error = self._write_error()
@@ -243,6 +264,15 @@ class _Tally:
             "time_total_s": self._time_total_s,
             "state": state,
         }
+
+
+def _sent(
+    storage: RunStorage | None, bus: MetricEventBus, writers: list[RunWriter]
+) -> AbstractContextManager[None]:
+    """What the writers write is sent to storage, if there is one."""
+    if storage is None:
+        return nullcontext()
+    return storage.following(bus, next(w for w in writers if isinstance(w, ModelWriter)))
 
 
 @contextmanager

@@ -1,0 +1,178 @@
+"""Sending files to storage in the background: what all mirrors of a process share.
+
+A mirror makes one pass after another: at intervals, when it is woken, and after a failure with
+growing pauses. Passes are made by a handful of threads for all mirrors of the process together, so
+that a thousand runs in one driver wait for each other instead of starting a thousand threads. A
+failure is told once, as a warning, and so is its end; nothing is raised.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+
+from retro_ml.core.artifacts.remote_folder import RemoteFolder, StorageError, jittered
+
+logger = logging.getLogger("retro_ml.artifacts")
+
+THREADS = 4
+"""For all mirrors of a process (this project's choice): they wait for answers, mostly."""
+INTERVAL_S = 60.0
+FIRST_PAUSE_S = 2.0
+LONGEST_PAUSE_S = 60.0
+GIVE_UP_S = 30.0
+"""How long a mirror that is to end goes on without getting anything through."""
+_POLL_S = 0.2
+
+
+class Mirror(ABC):
+    """Keeps objects like the files of a folder: `start`, `wake` any number of times, `close`.
+
+    Args:
+        remote: where to.
+        interval_s: between two passes, where nothing wakes it.
+    """
+
+    def __init__(self, remote: RemoteFolder, *, interval_s: float = INTERVAL_S) -> None:
+        self.remote = remote
+        self.error: str | None = None
+        """Why the last pass did not get everything there; None where it did."""
+        self._interval_s = interval_s
+        self._pause_s = FIRST_PAUSE_S
+        self._progress_at_s = time.monotonic()
+        self._wanted = self._done = 0
+        self._given_up = False
+        self.running = False
+        self.due_s = 0.0
+
+    def start(self) -> None:
+        """Makes passes from now on."""
+        _pool.add(self)
+
+    def wake(self) -> None:
+        """Something new is worth sending now; while storage fails, it waits for the next try."""
+        if self.error is None:
+            _pool.wake(self)
+
+    def flush(self, *, give_up_s: float = GIVE_UP_S) -> bool:
+        """Waits for a pass that begins now and gets everything there; whether one did.
+
+        Args:
+            give_up_s: without anything getting through for so long, there is no more waiting.
+        """
+        self._wanted += 1
+        self._progress_at_s = time.monotonic()
+        asked_s = 0.0
+        while self._done < self._wanted and not self._given_up:
+            if not self.running and time.monotonic() - asked_s >= FIRST_PAUSE_S:
+                asked_s = time.monotonic()
+                _pool.wake(self)
+            if time.monotonic() - self._progress_at_s >= give_up_s:
+                return False
+            time.sleep(_POLL_S)
+        return self._done >= self._wanted
+
+    def give_up(self) -> None:
+        """Ends a `flush` that is under way, e.g. from a signal handler."""
+        self._given_up = True
+
+    def close(self) -> None:
+        """No passes any more; one that hangs is left to its timeouts."""
+        _pool.remove(self)
+
+    def make_pass(self) -> float:
+        """One pass, by a thread of the pool; seconds until the next."""
+        wanted = self._wanted
+        try:
+            self._send()
+        except StorageError as error:
+            return self._fail(str(error))
+        except OSError as error:  # this machine's disk; whoever writes there tells it to the run
+            return self._fail(f"cannot read what is to be sent: {error.strerror or error}")
+        if self.error is not None:
+            logger.warning("storage answers again: all is sent to %s", self.remote.uri)
+        self.error, self._pause_s = None, FIRST_PAUSE_S
+        self._done = max(self._done, wanted)
+        return self._interval_s
+
+    @abstractmethod
+    def _send(self) -> None:
+        """Sends what is new, calling `_note_progress`. Raises StorageError, OSError."""
+
+    def _note_progress(self) -> None:
+        self._progress_at_s = time.monotonic()
+
+    def _fail(self, reason: str) -> float:
+        if self.error is None:
+            logger.warning("%s; training goes on, it is tried again", reason)
+        self.error = reason
+        pause_s = jittered(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+        return pause_s
+
+
+class _Pool:
+    """The threads; they come with the first mirror and go with the last."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._mirrors: set[Mirror] = set()
+        self._threads: set[threading.Thread] = set()
+
+    def add(self, mirror: Mirror) -> None:
+        with self._changed:
+            mirror.due_s = time.monotonic()
+            self._mirrors.add(mirror)
+            if len(self._threads) < min(THREADS, len(self._mirrors)):
+                name = f"mirror-{len(self._threads)}"
+                thread = threading.Thread(target=self._work, name=name, daemon=True)
+                self._threads.add(thread)
+                thread.start()
+            self._changed.notify()
+
+    def wake(self, mirror: Mirror) -> None:
+        with self._changed:
+            mirror.due_s = time.monotonic()
+            self._changed.notify()
+
+    def remove(self, mirror: Mirror) -> None:
+        with self._changed:
+            self._mirrors.discard(mirror)
+            surplus = [] if self._mirrors else list(self._threads)
+            self._changed.notify_all()
+        for thread in surplus:
+            thread.join(timeout=1.0)  # one that waits for an answer ends when it comes
+
+    def _work(self) -> None:
+        while (mirror := self._take()) is not None:
+            asked_s = time.monotonic()
+            try:
+                pause_s = mirror.make_pass()
+            except Exception:
+                logger.exception("a mirror failed; its next pass is in %g s", INTERVAL_S)
+                pause_s = INTERVAL_S
+            with self._changed:
+                mirror.running = False
+                if mirror.due_s <= asked_s:  # otherwise it was woken meanwhile
+                    mirror.due_s = time.monotonic() + pause_s
+                self._changed.notify()
+
+    def _take(self) -> Mirror | None:
+        """The mirror that is due first, when it is; None ends the thread."""
+        with self._changed:
+            while True:
+                if len(self._threads) > len(self._mirrors):
+                    self._threads.discard(threading.current_thread())
+                    return None
+                idle = [mirror for mirror in self._mirrors if not mirror.running]
+                first = min(idle, key=lambda mirror: mirror.due_s, default=None)
+                wait_s = None if first is None else first.due_s - time.monotonic()
+                if first is not None and wait_s is not None and wait_s <= 0:
+                    first.running = True
+                    return first
+                self._changed.wait(wait_s)
+
+
+_pool = _Pool()
