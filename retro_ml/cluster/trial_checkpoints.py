@@ -10,7 +10,7 @@ from pathlib import Path
 
 from retro_ml.core.artifacts.checkpoint_files import CheckpointError
 from retro_ml.core.artifacts.checkpoint_mirror import CheckpointMirror, fetch_checkpoint
-from retro_ml.core.artifacts.remote_folder import RemoteFolder
+from retro_ml.core.artifacts.remote_folder import BACKGROUND_PATIENCE_S, RemoteFolder
 from retro_ml.core.engine.run_storage import PATIENCE_S
 from retro_ml.core.experiments.config import ExperimentConfig
 
@@ -34,7 +34,8 @@ class TrialCheckpoints:
         if not self._with_driver:
             self.folder = _make_folder(self.folder, config.checkpoints_dir)
         keep = config.checkpointing.keep
-        self._mirror = CheckpointMirror(self.folder, RemoteFolder(self._uri), keep=keep)
+        remote = RemoteFolder(self._uri, patience_s=BACKGROUND_PATIENCE_S)
+        self._mirror = CheckpointMirror(self.folder, remote, keep=keep)
 
     def find(self, checkpoint: Path) -> Path:
         """A checkpoint of the trial on this disk, fetched if need be.

@@ -63,19 +63,20 @@ class CheckpointMirror(Mirror):
         self._claim: str | None = None
 
     def list_missing(self) -> list[str]:
-        """Checkpoints that are here and not in storage."""
-        return [
-            f"{self._root.name}/{folder.path.name}"
-            for folder in find_checkpoints(self._root)
-            if _digest(folder) != self._digests.get(folder.agent_steps)
-        ]
+        """Checkpoints that are here and should be in storage, but are not."""
+        unsent = [folder for folder, _ in self._find_unsent(self._manifests or {})]
+        return [f"{self._root.name}/{folder.path.name}" for folder in unsent]
 
     def _send(self) -> None:
         if self._manifests is None:
             self._manifests = self._read_manifests()
         tried: set[str] = set()
-        while (unsent := self._find_newest_unsent(tried)) is not None:
-            folder, digest = unsent
+        while True:
+            # After each one anew: training may have saved a newer one, and removed others.
+            unsent = [one for one in self._find_unsent(self._manifests) if one[1] not in tried]
+            if not unsent:
+                break
+            folder, digest = unsent[-1]
             tried.add(digest)
             self._check_claim()
             self._send_one(folder, self._manifests)
@@ -97,20 +98,32 @@ class CheckpointMirror(Mirror):
         manifests = {}
         for steps in list_checkpoints(self.remote):
             name = f"step-{steps}/{MANIFEST_NAME}"
-            content = self.remote.get(name)
             try:
+                content = self.remote.get(name)
                 manifests[steps] = read_manifest(content, f"{self.remote.uri}/step-{steps}")
-            except CheckpointError:
+            except (ObjectMissing, CheckpointError):
                 continue
             self._digests[steps] = hashlib.sha256(content).hexdigest()
         return manifests
 
-    def _find_newest_unsent(self, tried: set[str]) -> tuple[CheckpointFolder, str] | None:
-        for folder in reversed(find_checkpoints(self._root)):
-            digest = _digest(folder)
-            if digest not in (None, self._digests.get(folder.agent_steps), *tried):
-                return folder, str(digest)
-        return None
+    def _find_unsent(self, there: dict[int, dict[str, Any]]) -> list[tuple[CheckpointFolder, str]]:
+        """Those that would be kept in storage and are not there; with their manifests' sha256."""
+        folders, here, digests = [], {}, {}
+        for folder in find_checkpoints(self._root):
+            try:
+                content = (folder.path / MANIFEST_NAME).read_bytes()
+                here[folder.agent_steps] = read_manifest(content, folder.path)
+            except (OSError, CheckpointError):
+                continue  # removed meanwhile; a damaged one is found by whoever resumes
+            folders.append(folder)
+            digests[folder.agent_steps] = hashlib.sha256(content).hexdigest()
+        kept = choose_kept({**there, **here}, keep=self._keep)
+        return [
+            (folder, digests[folder.agent_steps])
+            for folder in folders
+            if folder.agent_steps in kept
+            and digests[folder.agent_steps] != self._digests.get(folder.agent_steps)
+        ]
 
     def _send_one(self, folder: CheckpointFolder, there: dict[int, dict[str, Any]]) -> None:
         steps, name = folder.agent_steps, folder.path.name
@@ -120,7 +133,7 @@ class CheckpointMirror(Mirror):
                 manifest = read_manifest(content, folder.path)
                 files = self._open_new(folder, manifest, there, opened)
             except (FileNotFoundError, CheckpointError):
-                return  # removed meanwhile; a damaged one is found by whoever resumes
+                return  # removed meanwhile
             if there.pop(steps, None) is not None:
                 self.remote.delete(f"{name}/{MANIFEST_NAME}")
             for target, file in files.items():
@@ -263,11 +276,3 @@ def _is_there(path: Path, described: Any) -> bool:
 def _resolve(steps: int, name: str) -> str:
     """An object's name under the checkpoints, of a file as its manifest names it."""
     return os.path.normpath(os.path.join(f"step-{steps}", name))
-
-
-def _digest(folder: CheckpointFolder) -> str | None:
-    """Of the manifest, which says all about a checkpoint; None where it is gone."""
-    try:
-        return hashlib.sha256((folder.path / MANIFEST_NAME).read_bytes()).hexdigest()
-    except OSError:
-        return None

@@ -24,7 +24,7 @@ FIRST_PAUSE_S = 2.0
 LONGEST_PAUSE_S = 60.0
 GIVE_UP_S = 30.0
 """How long a mirror that is to end goes on without getting anything through."""
-_POLL_S = 0.2
+_POLL_S = 0.1
 
 
 class Mirror(ABC):
@@ -43,7 +43,7 @@ class Mirror(ABC):
         self._pause_s = FIRST_PAUSE_S
         self._progress_at_s = time.monotonic()
         self._wanted = self._done = 0
-        self._given_up = False
+        self._given_up = self._closing = False
         self.running = False
         self.due_s = 0.0
 
@@ -56,11 +56,10 @@ class Mirror(ABC):
         if self.error is None:
             _pool.wake(self)
 
-    def flush(self, *, give_up_s: float = GIVE_UP_S) -> bool:
+    def flush(self) -> bool:
         """Waits for a pass that begins now and gets everything there; whether one did.
 
-        Args:
-            give_up_s: without anything getting through for so long, there is no more waiting.
+        Without anything getting through for `GIVE_UP_S` there is no more waiting.
         """
         self._wanted += 1
         self._progress_at_s = time.monotonic()
@@ -69,7 +68,7 @@ class Mirror(ABC):
             if not self.running and time.monotonic() - asked_s >= FIRST_PAUSE_S:
                 asked_s = time.monotonic()
                 _pool.wake(self)
-            if time.monotonic() - self._progress_at_s >= give_up_s:
+            if time.monotonic() - self._progress_at_s >= GIVE_UP_S:
                 return False
             time.sleep(_POLL_S)
         return self._done >= self._wanted
@@ -79,14 +78,21 @@ class Mirror(ABC):
         self._given_up = True
 
     def close(self) -> None:
-        """No passes any more; one that hangs is left to its timeouts."""
+        """No passes any more; one under way ends after its present object, or is left hanging."""
+        self._closing = True
+        self._progress_at_s = time.monotonic()
+        while self.running and time.monotonic() - self._progress_at_s < GIVE_UP_S:
+            time.sleep(_POLL_S)
         _pool.remove(self)
+        self._closing = False
 
     def make_pass(self) -> float:
         """One pass, by a thread of the pool; seconds until the next."""
         wanted = self._wanted
         try:
             self._send()
+        except _Closed:
+            return self._interval_s
         except StorageError as error:
             return self._fail(str(error))
         except OSError as error:  # this machine's disk; whoever writes there tells it to the run
@@ -102,7 +108,10 @@ class Mirror(ABC):
         """Sends what is new, calling `_note_progress`. Raises StorageError, OSError."""
 
     def _note_progress(self) -> None:
+        """An object got through."""
         self._progress_at_s = time.monotonic()
+        if self._closing:
+            raise _Closed
 
     def _fail(self, reason: str) -> float:
         if self.error is None:
@@ -111,6 +120,10 @@ class Mirror(ABC):
         pause_s = jittered(self._pause_s)
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
         return pause_s
+
+
+class _Closed(Exception):
+    """The mirror is to end."""
 
 
 class _Pool:

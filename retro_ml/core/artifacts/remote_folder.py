@@ -25,6 +25,8 @@ _T = TypeVar("_T")
 CONNECT_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 15.0
 """Without a byte moving; long enough for a server that is only slow (this project's choice)."""
+BACKGROUND_PATIENCE_S = 3.0
+"""Of calls in the background, whose caller comes back anyhow: past a single 503."""
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 8.0
 CHUNK_BYTES = 8 * 1024**2
@@ -201,7 +203,7 @@ class RemoteFolder:
             return StorageError(f"{where}: {_NO_ANSWER[0]}; {_NO_ANSWER[1]}")
         status = re.search(r"HTTP status (\d+)", str(error))
         shown = f"{code}, HTTP status {status[1]}" if status else code
-        return StorageError(f"{where}: {shown}")
+        return StorageError(f"{where}: the endpoint answers with an error ({shown})")
 
 
 def jittered(pause_s: float) -> float:

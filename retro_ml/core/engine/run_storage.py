@@ -24,7 +24,12 @@ from retro_ml.core.artifacts.checkpoint_mirror import (
     list_checkpoints,
 )
 from retro_ml.core.artifacts.folder_mirror import FolderMirror
-from retro_ml.core.artifacts.remote_folder import ObjectMissing, RemoteFolder, StorageError
+from retro_ml.core.artifacts.remote_folder import (
+    BACKGROUND_PATIENCE_S,
+    ObjectMissing,
+    RemoteFolder,
+    StorageError,
+)
 from retro_ml.core.artifacts.status import note_storage
 from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.artifacts.writers import ModelWriter
@@ -240,7 +245,7 @@ def open_storage(config: ExperimentConfig, *, notice: Callable[[str], None]) -> 
     if there is not None and not _is_newest(here, there) and find_run(config) is not None:
         _replace_local(config, run, keep_aside=here is None or not here.complete, notice=notice)
     generation = 1 + max(claim.generation if claim else 0 for claim in (here, there))
-    keeper = ClaimKeeper(RemoteFolder(uri), generation=generation)
+    keeper = ClaimKeeper(RemoteFolder(uri, patience_s=BACKGROUND_PATIENCE_S), generation=generation)
     # Here first: were it there first, a kill in between would make this folder look outdated.
     keeper.claim.save(paths.claim_path)
     run.put(CLAIM_NAME, keeper.claim.write())
