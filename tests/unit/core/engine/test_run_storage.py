@@ -18,7 +18,7 @@ from retro_ml.core.artifacts.checkpoint_files import prune_checkpoints, save_che
 from retro_ml.core.artifacts.checkpoint_mirror import CheckpointMirror
 from retro_ml.core.artifacts.metrics_file import read_rows
 from retro_ml.core.artifacts.remote_folder import RemoteFolder
-from retro_ml.core.engine import run_claim
+from retro_ml.core.engine import run_claim, run_storage
 from retro_ml.core.engine.launcher import Trial, TrialEnd
 from retro_ml.core.engine.result import ExperimentResult
 from retro_ml.core.engine.run_claim import Claim
@@ -47,7 +47,7 @@ class ScriptedTrial:
         self.restore_from = trials[0].restore_from
         self.mirror = CheckpointMirror(
             self.config.checkpoints_dir,
-            RemoteFolder(f"{URI}/x", patience_s=3),
+            RemoteFolder(f"{URI}/x", patience_s=1),
             keep=2,
             interval_s=0.1,
         )
@@ -91,7 +91,8 @@ def save(into: Path, step: int) -> list[Path]:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RETRO_ML_STAGING", str(tmp_path / "staging"))
-    monkeypatch.setattr(mirror_module, "GIVE_UP_S", 5.0)
+    monkeypatch.setattr(mirror_module, "GIVE_UP_S", 2.0)
+    monkeypatch.setattr(run_storage, "BACKGROUND_PATIENCE_S", 1.0)
     monkeypatch.setattr(mirror_module, "FIRST_PAUSE_S", 0.2)
 
 
@@ -144,12 +145,19 @@ def test_all_that_a_run_leaves_is_in_storage_and_no_key_is_in_it(s3: Any) -> Non
     assert threading.active_count() <= threads + 2  # the server's own
 
 
-def test_each_shared_file_is_sent_once_and_each_checkpoint_ends_with_its_manifest(s3: Any) -> None:
-    run(train_all)
+def test_shared_files_are_sent_once_and_manifests_last(
+    s3: Any, eventually: Callable[..., None]
+) -> None:
+    def train(trial: ScriptedTrial) -> None:
+        for step in (10, 20, 30, 40):
+            trial.train(step, step)
+            eventually(lambda: not trial.mirror.list_missing())
+
+    run(train)
     puts = [path for method, path in s3.requests if method == "PUT" and not path.endswith("/")]
     segments = [path for path in puts if "/replay/" in path]
     assert len(segments) == len(set(segments))
-    for step in (10, 30, 40):
+    for step in (10, 20, 30, 40):
         of_step = [path for path in puts if f"/step-{step}/" in path]
         assert of_step[-1].endswith("manifest.json")
 
