@@ -6,16 +6,16 @@ driver, where this callback turns each record into a MetricEvent and publishes i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
 
 from retro_ml.cluster.trial_actor import EXPERIMENT
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent
-from retro_ml.rllib.names import POINTER_FILE, RECORDS
+from retro_ml.rllib.names import RECORDS
 
 
 class BusBridge(Callback):
@@ -45,11 +45,16 @@ class BusBridge(Callback):
     def on_checkpoint(
         self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any
     ) -> None:
-        """CHECKPOINT_SAVED, with the folder that Tune's checkpoint points to."""
-        with checkpoint.filesystem.open_input_stream(f"{checkpoint.path}/{POINTER_FILE}") as file:
-            pointer = json.loads(file.read())
+        """CHECKPOINT_SAVED, with the folder that Tune's checkpoint is."""
+        pointer = read_pointer(checkpoint)
         data = {"step": pointer["agent_steps"], "path": pointer["path"]}
         self._publish(MetricEvent.now(EventType.CHECKPOINT_SAVED, experiment_id(trial), data))
+
+
+def read_pointer(checkpoint: Any) -> dict[str, Any]:
+    """Where a trial's checkpoint lies, perhaps on another node's disk: `path`, `agent_steps`."""
+    path = Path(checkpoint.path)
+    return {"path": str(path), "agent_steps": int(path.name.removeprefix("step-"))}
 
 
 def experiment_id(trial: Any) -> str:

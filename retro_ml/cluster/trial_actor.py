@@ -7,14 +7,18 @@ the driver would spend seconds and 200 MB on them for nothing.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from ray.tune import PlacementGroupFactory, Trainable
+from pyarrow.fs import LocalFileSystem
+from ray.train._internal.checkpoint_manager import _TrainingResult
+from ray.tune import Checkpoint, PlacementGroupFactory, Trainable
 
 from retro_ml.cluster.trial_checkpoints import TrialCheckpoints
 from retro_ml.core.experiments.config import ExperimentConfig
-from retro_ml.rllib.names import AGENT_STEPS, RECORDS, SCORE
+from retro_ml.rllib.names import AGENT_STEPS, POINTER_FILE, RECORDS, SCORE
 
 EXPERIMENT = "experiment"
 
@@ -72,6 +76,22 @@ class TrialActor(Trainable):
         result = self._algorithm.train()
         return {name: result[name] for name in (RECORDS, AGENT_STEPS, SCORE)}
 
+    def save(self, checkpoint_dir: str | None = None) -> _TrainingResult:
+        """Saves the trial and tells Tune where.
+
+        Tune's own `save` copies the checkpoint to a folder that all nodes must share. Ours is where
+        it belongs already, and is sent to storage from there, if it is to be (ray 2.60).
+        """
+        with TemporaryDirectory() as note:
+            self.save_checkpoint(note)
+            folder = Path(json.loads((Path(note) / POINTER_FILE).read_bytes())["path"])
+        return _TrainingResult(_checkpoint(folder), dict(self._last_result or {}))
+
+    def restore(self, checkpoint_path: _TrainingResult) -> None:
+        """Goes on from what `save` returned, on whatever node that was."""
+        folder = self._checkpoints.find(Path(checkpoint_path.checkpoint.path))
+        super().restore(_TrainingResult(_checkpoint(folder), checkpoint_path.metrics))
+
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """See `AtariAlgorithm.save_checkpoint`."""
         self._algorithm.save_checkpoint(checkpoint_dir)
@@ -85,3 +105,7 @@ class TrialActor(Trainable):
         """Ends the trial's env runners and learners, and the sending of its checkpoints."""
         self._algorithm.stop()
         self._checkpoints.close()
+
+
+def _checkpoint(folder: Path) -> Checkpoint:
+    return Checkpoint(str(folder), filesystem=LocalFileSystem())

@@ -13,6 +13,7 @@ from retro_ml.core.artifacts.checkpoint_mirror import CheckpointMirror, fetch_ch
 from retro_ml.core.artifacts.remote_folder import BACKGROUND_PATIENCE_S, RemoteFolder
 from retro_ml.core.engine.run_storage import PATIENCE_S
 from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.core.experiments.run_paths import RunPaths
 
 
 class TrialCheckpoints:
@@ -25,6 +26,7 @@ class TrialCheckpoints:
 
     def __init__(self, config: ExperimentConfig, given: str) -> None:
         self.folder = Path(given)
+        self._config = config
         self._uri = config.paths.storage_uri
         self._mirror: CheckpointMirror | None = None
         if self._uri is None:
@@ -38,9 +40,9 @@ class TrialCheckpoints:
         self._mirror = CheckpointMirror(self.folder, remote, keep=keep)
 
     def find(self, checkpoint: Path) -> Path:
-        """A checkpoint of the trial on this disk, fetched if need be.
+        """A checkpoint of this or another trial on this disk, fetched if need be.
 
-        The newest in storage takes its place where it is not there: it was not sent in time.
+        An older one takes its place where it is not in storage: it was not sent in time.
 
         Raises:
             CheckpointError: there is none.
@@ -48,12 +50,14 @@ class TrialCheckpoints:
         """
         if self._uri is None or checkpoint.is_dir():
             return checkpoint
-        here = self.folder / checkpoint.name
-        if here.is_dir():
-            return here
+        paths = RunPaths(self._config.output_dir, checkpoint.parent.parent.name)
+        own = paths.experiment_id == self._config.experiment_id
+        root = self.folder if own else paths.checkpoints_dir
+        if (root / checkpoint.name).is_dir():
+            return root / checkpoint.name
         steps = int(checkpoint.name.removeprefix("step-"))
-        remote = RemoteFolder(self._uri, patience_s=PATIENCE_S).child(self.folder.name)
-        fetched, faults = fetch_checkpoint(remote, self.folder, at_most=steps)
+        run = RemoteFolder(str(paths.storage_uri), patience_s=PATIENCE_S)
+        fetched, faults = fetch_checkpoint(run.child(root.name), root, at_most=steps)
         if fetched is None:
             raise CheckpointError("; ".join(faults) or f"{checkpoint} is neither here nor there")
         return fetched.path

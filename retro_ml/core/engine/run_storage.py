@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from retro_ml.core.artifacts.remote_folder import (
     RemoteFolder,
     StorageError,
 )
+from retro_ml.core.artifacts.run_writer import RunWriter
 from retro_ml.core.artifacts.status import note_storage
 from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.artifacts.writers import ModelWriter
@@ -113,17 +114,16 @@ class RunStorage:
             "error": error,
         }
 
-    @contextmanager
-    def following(self, bus: MetricEventBus, model: ModelWriter | None) -> Iterator[None]:
-        """Sends what the run makes; subscribe it after the writers."""
-        self._model = model
+    def attach(self, bus: MetricEventBus, writers: Sequence[RunWriter]) -> None:
+        """Sends what the writers write, which are on the bus already."""
+        self._model = next((w for w in writers if isinstance(w, ModelWriter)), None)
         self._untouched = self._complete = False
         self._files.start()
         bus.subscribe(None, self)
-        try:
-            yield
-        finally:
-            bus.unsubscribe(None, self)
+
+    def detach(self, bus: MetricEventBus) -> None:
+        """Leaves the bus; the sending goes on."""
+        bus.unsubscribe(None, self)
 
     def __call__(self, event: MetricEvent) -> None:
         """Takes one event of the bus."""

@@ -10,7 +10,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from signal import Signals
 from typing import Any
 
@@ -18,7 +18,7 @@ from retro_ml.core.artifacts.checkpoint_files import CheckpointFolder
 from retro_ml.core.artifacts.metrics_file import read_rows
 from retro_ml.core.artifacts.run_writer import RunWriter
 from retro_ml.core.artifacts.storage import ArtifactError
-from retro_ml.core.artifacts.writers import ModelWriter, build_writers
+from retro_ml.core.artifacts.writers import build_writers
 from retro_ml.core.engine.launcher import Launcher, LaunchError, Trial, TrialEnd
 from retro_ml.core.engine.progress import Progress, build_progress
 from retro_ml.core.engine.result import ExperimentResult
@@ -91,8 +91,7 @@ class TrainingEngine:
             self._watched = [*writers, log]
             with (
                 self._stop_signals(progress) as stop,
-                _attached(self._bus, writers, progress),
-                _sent(storage, self._bus, writers),
+                _attached(self._bus, writers, progress, storage),
             ):
                 end = self._announce(self._launch(stop, opened.restore_from))
             result = self._result(end, training_time_s=time.monotonic() - started_s)
@@ -266,25 +265,25 @@ class _Tally:
         }
 
 
-def _sent(
-    storage: RunStorage | None, bus: MetricEventBus, writers: list[RunWriter]
-) -> AbstractContextManager[None]:
-    """What the writers write is sent to storage, if there is one."""
-    if storage is None:
-        return nullcontext()
-    return storage.following(bus, next(w for w in writers if isinstance(w, ModelWriter)))
-
-
 @contextmanager
-def _attached(bus: MetricEventBus, writers: list[RunWriter], progress: Progress) -> Iterator[None]:
-    """Writers and progress on the bus, in this order; taken off and closed at the end."""
+def _attached(
+    bus: MetricEventBus,
+    writers: list[RunWriter],
+    progress: Progress,
+    storage: RunStorage | None,
+) -> Iterator[None]:
+    """Writers, storage and progress on the bus, in this order; taken off and closed at the end."""
     for writer in writers:
         writer.attach(bus)
+    if storage is not None:
+        storage.attach(bus, writers)
     bus.subscribe(None, progress)
     try:
         yield
     finally:
         bus.unsubscribe(None, progress)
+        if storage is not None:
+            storage.detach(bus)
         for writer in writers:
             try:
                 writer.close()

@@ -7,7 +7,6 @@ while it goes on (`artifacts.run_mirror`).
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -85,12 +84,11 @@ def staging_dir(uri: str) -> Path:
     """The local folder that stands for `uri` on this machine; the same for every call.
 
     In `$RETRO_ML_STAGING`, or `$XDG_CACHE_HOME/retro_ml/staging`, or
-    `~/.cache/retro_ml/staging`.
+    `~/.cache/retro_ml/staging`; `s3://bucket/a` is `s3/bucket/a` there.
     """
     root = os.environ.get(STAGING_VARIABLE)
     if not root:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         root = os.path.join(cache, "retro_ml", "staging")
-    words = re.sub(r"[^A-Za-z0-9]+", "-", uri).strip("-")[:60].strip("-")
-    digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
-    return Path(os.path.abspath(root)) / f"{words}-{digest}"
+    location = parse_uri(uri)
+    return Path(os.path.abspath(root), location.scheme, location.path.lstrip("/"))

@@ -10,7 +10,7 @@ import pytest
 
 from retro_ml.core.artifacts.remote_folder import ObjectMissing, RemoteFolder, StorageError
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(params=["s3", "file"])

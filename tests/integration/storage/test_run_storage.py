@@ -28,7 +28,7 @@ from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.integration
 Script = Callable[["ScriptedTrial"], str | None]
 URI = "s3://runs/of/mine"
 
