@@ -25,6 +25,8 @@ class RunView:
         self.title = f"{config.algorithm} on {config.game.rom}"
         self.details = [f"{self.total:,} agent steps", f"seed {config.seed}"]
         self.folder = shown_path(config.paths.experiment_dir)
+        if config.paths.storage_uri is not None:
+            self.folder += f", sent to {config.paths.storage_uri}"
         self.step = 0
         self.running = False
         self.evaluation = ""

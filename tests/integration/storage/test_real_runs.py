@@ -1,4 +1,4 @@
-"""Real training whose only lasting place is an S3 server: killed, its machine lost, gone on with."""
+"""Real training whose only lasting place is an S3 server: its machine is lost, it goes on."""
 
 import json
 import os
