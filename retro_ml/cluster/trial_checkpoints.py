@@ -76,8 +76,9 @@ class TrialCheckpoints:
         """Ends the sending; what a driver on this disk cannot send itself is waited for."""
         if self._mirror is not None:
             if not self._with_driver:
-                self._mirror.flush()
-            self._mirror.close()
+                self._mirror.ask()
+                self._mirror.wait()
+            self._mirror.close(patient=self._mirror.error is None)
 
 
 def _make_folder(given: Path, own: Path) -> Path:

@@ -49,6 +49,7 @@ class Mirror(ABC):
 
     def start(self) -> None:
         """Makes passes from now on."""
+        self._closing = False
         _pool.add(self)
 
     def wake(self) -> None:
@@ -56,14 +57,18 @@ class Mirror(ABC):
         if self.error is None:
             _pool.wake(self)
 
-    def flush(self) -> bool:
-        """Waits for a pass that begins now and gets everything there; whether one did.
+    def ask(self) -> None:
+        """Asks for a pass that begins now and gets everything there; `wait` waits for it."""
+        self._wanted += 1
+        self._progress_at_s = time.monotonic()
+        _pool.wake(self)
+
+    def wait(self) -> bool:
+        """Whether the pass that was asked for has got everything there.
 
         Without anything getting through for `GIVE_UP_S` there is no more waiting.
         """
-        self._wanted += 1
-        self._progress_at_s = time.monotonic()
-        asked_s = 0.0
+        asked_s = time.monotonic()
         while self._done < self._wanted and not self._given_up:
             if not self.running and time.monotonic() - asked_s >= FIRST_PAUSE_S:
                 asked_s = time.monotonic()
@@ -74,17 +79,20 @@ class Mirror(ABC):
         return self._done >= self._wanted
 
     def give_up(self) -> None:
-        """Ends a `flush` that is under way, e.g. from a signal handler."""
+        """Ends a `wait` that is under way, e.g. from a signal handler."""
         self._given_up = True
 
-    def close(self) -> None:
-        """No passes any more; one under way ends after its present object, or is left hanging."""
+    def close(self, *, patient: bool = True) -> None:
+        """No passes any more.
+
+        Args:
+            patient: wait for the present object of a pass under way; else leave it hanging.
+        """
         self._closing = True
         self._progress_at_s = time.monotonic()
-        while self.running and time.monotonic() - self._progress_at_s < GIVE_UP_S:
+        while patient and self.running and time.monotonic() - self._progress_at_s < GIVE_UP_S:
             time.sleep(_POLL_S)
         _pool.remove(self)
-        self._closing = False
 
     def make_pass(self) -> float:
         """One pass, by a thread of the pool; seconds until the next."""

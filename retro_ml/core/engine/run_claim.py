@@ -137,8 +137,7 @@ class ClaimKeeper(Mirror):
             )
 
     def release(self, *, complete: bool) -> None:
-        """Lets go of the claim. Raises StorageError."""
-        self.close()
+        """Lets go of the claim, after `close`. Raises StorageError."""
         self.check()
         self.claim = replace(self.claim, released=True, complete=complete)
         self.remote.put(CLAIM_NAME, self.claim.write())

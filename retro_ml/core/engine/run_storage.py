@@ -141,8 +141,11 @@ class RunStorage:
             return Delivery(self.uri)
         self._checkpoints.start()
         self._files.start()  # once more, where the run has trained
-        for mirror in (self._checkpoints, self._files):
-            mirror.flush()
+        mirrors = (self._checkpoints, self._files)
+        for mirror in mirrors:
+            mirror.ask()
+        for mirror in mirrors:
+            mirror.wait()
         missing = [*self._files.list_missing(), *self._list_missing_checkpoints()]
         error = self._files.error or self._checkpoints.error
         delivery = Delivery(self.uri, tuple(missing), error if missing else None)
@@ -157,10 +160,13 @@ class RunStorage:
 
     def release(self) -> None:
         """Ends all sending and lets go of the claim."""
-        self._files.close()
-        self._checkpoints.close()
-        with suppress(StorageError):  # then its holder is found dead, or its lease runs out
-            self._keeper.release(complete=self._complete)
+        # An endpoint that does not answer is not waited for once more.
+        answers = self._files.error is None and self._checkpoints.error is None
+        for mirror in (self._files, self._checkpoints, self._keeper):
+            mirror.close(patient=answers)
+        if answers:
+            with suppress(StorageError):  # then its holder is found dead, or its lease runs out
+                self._keeper.release(complete=self._complete)
         with suppress(ArtifactError):  # a disk that takes no more was told by the writers
             self._keeper.claim.save(self._paths.claim_path)
 
@@ -188,13 +194,17 @@ class RunStorage:
         if not status.exists():
             return delivery
         self._note(delivery)
-        if delivery.complete and not self._files.flush():
+        if delivery.complete and not self._send_files():
             error = self._files.error or "no answer in time"
             delivery = replace(delivery, missing=(status.name,), error=error)
             self._note(delivery)
         elif not delivery.complete and self._files.error is None:
-            self._files.flush()
+            self._send_files()
         return delivery
+
+    def _send_files(self) -> bool:
+        self._files.ask()
+        return self._files.wait()
 
     def _note(self, delivery: Delivery) -> None:
         told = {

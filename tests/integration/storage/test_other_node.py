@@ -39,9 +39,11 @@ class Nodes:
         self._started: list[subprocess.Popen[bytes]] = []
         port = self.address.rpartition(":")[2]
         self._start(
-            [RAY, "start", "--head", f"--port={port}", "--num-cpus=0", *COMMON]
-            + ["--node-ip-address=127.0.0.1", "--include-dashboard=false"]
-            + [f"--temp-dir={folder}/ray"]
+            [
+                *(RAY, "start", "--head", f"--port={port}", "--num-cpus=0", *COMMON),
+                *("--node-ip-address=127.0.0.1", "--include-dashboard=false"),
+                f"--temp-dir={folder}/ray",
+            ]
         )
 
     def add_worker(self) -> subprocess.Popen[bytes]:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,20 @@ def test_answers_of_503_are_outlived(s3: Any) -> None:
     result, _ = run(train_all)
     s3.fault = None
     assert result.exit_code == 0
+    assert s3.objects("runs") == local_files(make_config())
+
+
+def test_a_slow_endpoint_is_waited_for_at_the_end_not_before(s3: Any) -> None:
+    s3.fault = lambda method, path: time.sleep(0.1)
+    told = []
+
+    def train(trial: ScriptedTrial) -> None:
+        train_all(trial)
+        told.append("of/mine/x/checkpoints/step-40/manifest.json" in s3.objects("runs"))
+
+    result, _ = run(train)
+    assert result.exit_code == 0
+    assert told == [False]
     assert s3.objects("runs") == local_files(make_config())
 
 
