@@ -97,6 +97,8 @@ def _run(config: ExperimentConfig, *, options: RunOptions, as_json: bool) -> int
         return 130
     try:
         result = run_experiment(config, options=options)
+    except KeyboardInterrupt:  # while waiting for a lock or for storage, before the start
+        return 130
     except BadStorage as error:
         print(f"error: {as_line(str(error))}", file=sys.stderr)
         return error.exit_code

@@ -49,10 +49,17 @@ class CheckpointMirror(Mirror):
         root: the folder that the trial's checkpoints are made in.
         run: the run's folder in storage.
         keep: as in `prune_checkpoints`.
+        claim: nonce of the claim that the run's driver has there; None takes the one that is there.
     """
 
     def __init__(
-        self, root: Path, run: RemoteFolder, *, keep: int, interval_s: float = INTERVAL_S
+        self,
+        root: Path,
+        run: RemoteFolder,
+        *,
+        keep: int,
+        claim: str | None = None,
+        interval_s: float = INTERVAL_S,
     ) -> None:
         super().__init__(run.child(root.name), interval_s=interval_s)
         self._root = root
@@ -60,7 +67,7 @@ class CheckpointMirror(Mirror):
         self._keep = keep
         self._manifests: dict[int, dict[str, Any]] | None = None
         self._digests: dict[int, str] = {}
-        self._claim: str | None = None
+        self._claim = claim
 
     def list_missing(self) -> list[str]:
         """Checkpoints that are here and should be in storage, but are not."""

@@ -8,6 +8,7 @@ failure is told once, as a warning, and so is its end; nothing is raised.
 
 from __future__ import annotations
 
+import heapq
 import logging
 import threading
 import time
@@ -17,8 +18,8 @@ from retro_ml.core.artifacts.remote_folder import RemoteFolder, StorageError, ji
 
 logger = logging.getLogger("retro_ml.artifacts")
 
-THREADS = 4
-"""For all mirrors of a process (this project's choice): they wait for answers, mostly."""
+THREADS = 16
+"""At most, for all mirrors of a process (this project's choice): they wait for answers, mostly."""
 INTERVAL_S = 60.0
 FIRST_PAUSE_S = 2.0
 LONGEST_PAUSE_S = 60.0
@@ -34,6 +35,9 @@ class Mirror(ABC):
         remote: where to.
         interval_s: between two passes, where nothing wakes it.
     """
+
+    _level = logging.WARNING
+    """Of what is told of a failure and of its end."""
 
     def __init__(self, remote: RemoteFolder, *, interval_s: float = INTERVAL_S) -> None:
         self.remote = remote
@@ -106,7 +110,7 @@ class Mirror(ABC):
         except OSError as error:  # this machine's disk; whoever writes there tells it to the run
             return self._fail(f"cannot read what is to be sent: {error.strerror or error}")
         if self.error is not None:
-            logger.warning("storage answers again: all is sent to %s", self.remote.uri)
+            logger.log(self._level, "storage answers again: sent to %s", self.remote.uri)
         self.error, self._pause_s = None, FIRST_PAUSE_S
         self._done = max(self._done, wanted)
         return self._interval_s
@@ -123,7 +127,7 @@ class Mirror(ABC):
 
     def _fail(self, reason: str) -> float:
         if self.error is None:
-            logger.warning("%s; training goes on, it is tried again", reason)
+            logger.log(self._level, "%s; training goes on, it is tried again", reason)
         self.error = reason
         pause_s = jittered(self._pause_s)
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
@@ -139,24 +143,24 @@ class _Pool:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
+        self._queue: list[tuple[float, int, Mirror]] = []
         self._mirrors: set[Mirror] = set()
         self._threads: set[threading.Thread] = set()
 
     def add(self, mirror: Mirror) -> None:
         with self._changed:
-            mirror.due_s = time.monotonic()
             self._mirrors.add(mirror)
+            self._schedule(mirror, time.monotonic())
             if len(self._threads) < min(THREADS, len(self._mirrors)):
                 name = f"mirror-{len(self._threads)}"
                 thread = threading.Thread(target=self._work, name=name, daemon=True)
                 self._threads.add(thread)
                 thread.start()
-            self._changed.notify()
 
     def wake(self, mirror: Mirror) -> None:
         with self._changed:
-            mirror.due_s = time.monotonic()
-            self._changed.notify()
+            if mirror in self._mirrors:
+                self._schedule(mirror, time.monotonic())
 
     def remove(self, mirror: Mirror) -> None:
         with self._changed:
@@ -176,9 +180,14 @@ class _Pool:
                 pause_s = INTERVAL_S
             with self._changed:
                 mirror.running = False
-                if mirror.due_s <= asked_s:  # otherwise it was woken meanwhile
-                    mirror.due_s = time.monotonic() + pause_s
-                self._changed.notify()
+                woken = mirror.due_s > asked_s
+                self._schedule(mirror, mirror.due_s if woken else time.monotonic() + pause_s)
+
+    def _schedule(self, mirror: Mirror, due_s: float) -> None:
+        """Puts it into the queue, where what it had there before counts no more."""
+        mirror.due_s = due_s
+        heapq.heappush(self._queue, (due_s, id(mirror), mirror))
+        self._changed.notify()
 
     def _take(self) -> Mirror | None:
         """The mirror that is due first, when it is; None ends the thread."""
@@ -187,13 +196,17 @@ class _Pool:
                 if len(self._threads) > len(self._mirrors):
                     self._threads.discard(threading.current_thread())
                     return None
-                idle = [mirror for mirror in self._mirrors if not mirror.running]
-                first = min(idle, key=lambda mirror: mirror.due_s, default=None)
-                wait_s = None if first is None else first.due_s - time.monotonic()
-                if first is not None and wait_s is not None and wait_s <= 0:
+                while self._queue and not self._counts(*self._queue[0]):
+                    heapq.heappop(self._queue)
+                wait_s = self._queue[0][0] - time.monotonic() if self._queue else None
+                if wait_s is not None and wait_s <= 0:
+                    first = heapq.heappop(self._queue)[2]
                     first.running = True
                     return first
                 self._changed.wait(wait_s)
+
+    def _counts(self, due_s: float, _: int, mirror: Mirror) -> bool:
+        return mirror in self._mirrors and not mirror.running and mirror.due_s == due_s
 
 
 _pool = _Pool()

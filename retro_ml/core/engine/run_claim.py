@@ -9,6 +9,7 @@ generation counts the drivers of a run, so that a staging place of long ago is k
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import socket
@@ -113,6 +114,8 @@ class ClaimKeeper(Mirror):
         run: the run's folder in storage.
         generation: of this driver.
     """
+
+    _level = logging.INFO  # whoever sends the files tells the user
 
     def __init__(self, run: RemoteFolder, *, generation: int) -> None:
         super().__init__(run, interval_s=RENEWAL_S)

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -272,6 +272,9 @@ def _move_aside(
         lock.release()
     # The lock's file went along, and is nobody's now.
     (aside / config.paths.lock_path.name).unlink(missing_ok=True)
+    if there is not None:
+        with suppress(OSError):  # empty where the run was only there
+            aside.rmdir()
     return there or aside
 
 

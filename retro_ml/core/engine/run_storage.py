@@ -79,7 +79,10 @@ class RunStorage:
             paths.experiment_dir, self._run, paths.sent_names, before_sending=self._before_sending
         )
         self._checkpoints = CheckpointMirror(
-            paths.checkpoints_dir, self._run, keep=config.checkpointing.keep
+            paths.checkpoints_dir,
+            self._run,
+            keep=config.checkpointing.keep,
+            claim=keeper.claim.nonce,
         )
         self._complete = untouched
 
