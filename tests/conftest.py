@@ -124,10 +124,10 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Serve
 
 @pytest.fixture
 def eventually() -> Callable[[Callable[[], bool]], None]:
-    """Waits for what another thread or process does; fails after a minute."""
+    """Waits for what another thread or process does; fails after four minutes."""
 
     def wait(happened: Callable[[], bool]) -> None:
-        end_s = time.monotonic() + 60.0
+        end_s = time.monotonic() + 240.0
         while not happened():
             assert time.monotonic() < end_s
             time.sleep(0.02)

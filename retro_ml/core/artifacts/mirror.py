@@ -36,7 +36,7 @@ class Mirror(ABC):
         interval_s: between two passes, where nothing wakes it.
     """
 
-    _level = logging.WARNING
+    level = logging.WARNING
     """Of what is told of a failure and of its end."""
 
     def __init__(self, remote: RemoteFolder, *, interval_s: float = INTERVAL_S) -> None:
@@ -110,7 +110,7 @@ class Mirror(ABC):
         except OSError as error:  # this machine's disk; whoever writes there tells it to the run
             return self._fail(f"cannot read what is to be sent: {error.strerror or error}")
         if self.error is not None:
-            logger.log(self._level, "storage answers again: sent to %s", self.remote.uri)
+            logger.log(self.level, "storage answers again: sent to %s", self.remote.uri)
         self.error, self._pause_s = None, FIRST_PAUSE_S
         self._done = max(self._done, wanted)
         return self._interval_s
@@ -127,7 +127,7 @@ class Mirror(ABC):
 
     def _fail(self, reason: str) -> float:
         if self.error is None:
-            logger.log(self._level, "%s; training goes on, it is tried again", reason)
+            logger.log(self.level, "%s; training goes on, it is tried again", reason)
         self.error = reason
         pause_s = jittered(self._pause_s)
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)

@@ -115,7 +115,7 @@ class ClaimKeeper(Mirror):
         generation: of this driver.
     """
 
-    _level = logging.INFO  # whoever sends the files tells the user
+    level = logging.INFO  # whoever sends the files tells the user
 
     def __init__(self, run: RemoteFolder, *, generation: int) -> None:
         super().__init__(run, interval_s=RENEWAL_S)

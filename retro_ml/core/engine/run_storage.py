@@ -7,6 +7,7 @@ makes; `deliver` waits for the last of it, within bounds, and says what is not t
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -146,6 +147,7 @@ class RunStorage:
         self._files.start()  # once more, where the run has trained
         mirrors = (self._checkpoints, self._files)
         for mirror in mirrors:
+            mirror.level = logging.INFO  # the run's log is closed, and the summary tells it
             mirror.ask()
         for mirror in mirrors:
             mirror.wait()

@@ -19,7 +19,7 @@ from retro_ml.core.experiments.locations import staging_dir
 pytestmark = pytest.mark.integration
 TIMEOUT_S = 300.0
 URI = "s3://runs/lab"
-LENGTH = {"PPO": ("4096", "1024"), "DQN": ("2048", "512")}
+LENGTH = {"PPO": ("3072", "1024"), "DQN": ("1280", "256"), "A2C": ("6240", "1040")}
 """Agent steps of a run, and between two checkpoints."""
 
 
@@ -28,7 +28,7 @@ def start(
 ) -> subprocess.Popen[str]:
     total, every = LENGTH[algorithm]
     settings = ["use_gpu=false", f"checkpointing.every_steps={every}", "checkpointing.keep=2"]
-    settings += ["dqn.warmup_agent_steps=500", "dqn.replay_size=10000"]
+    settings += ["dqn.warmup_agent_steps=300", "dqn.replay_size=5000"]
     arguments = ["--game-id", "breakout", "--algorithm", algorithm, "--seed", "1"]
     arguments += ["-n", steps or total, "--output-dir", output_dir, "--experiment-id", "x"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
@@ -108,7 +108,7 @@ def test_a_run_whose_machine_is_lost_goes_on_bit_for_bit_from_storage(
 def test_training_outlives_its_storage_and_the_same_command_sends_the_rest(
     s3: Any, tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
-    process = start("PPO", URI, staging=tmp_path)
+    process = start("A2C", URI, staging=tmp_path)
     eventually(lambda: any(key.endswith("manifest.json") for key in s3.objects("runs")))
     s3.stop()
     try:
@@ -117,12 +117,12 @@ def test_training_outlives_its_storage_and_the_same_command_sends_the_rest(
         s3.start()
     assert process.returncode == 3, errors
     assert "training goes on, it is tried again" in errors
-    assert "done: PPO on breakout, 4,096 agent steps" in errors
+    assert "done: A2C on breakout, 6,240 agent steps" in errors
     assert "NOT ALL SENT to s3://runs/lab/x" in errors
     assert "Traceback" not in errors
 
-    said = finish(start("PPO", URI, staging=tmp_path))
+    said = finish(start("A2C", URI, staging=tmp_path))
     assert "storage: all of it is in s3://runs/lab/x" in said
     there = s3.objects("runs")
     assert json.loads(there["lab/x/status.json"])["storage"]["state"] == "complete"
-    assert "lab/x/checkpoints/step-4096/manifest.json" in there
+    assert "lab/x/checkpoints/step-6240/manifest.json" in there
