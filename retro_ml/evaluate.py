@@ -1,7 +1,7 @@
 """`python -m retro_ml.evaluate`, `retro-ml evaluate`: a trained model's score by a named protocol.
 
-Exit codes: 0 done, 1 the result could not be written, 2 bad input, 130 stopped by Ctrl-C. PyTorch
-is imported only when the games really begin, Ray never.
+Exit codes: 0 done, 1 the result could not be written, 2 bad input, 3 storage does not answer, 130
+stopped by Ctrl-C. PyTorch is imported only when the games really begin, Ray never.
 """
 
 from __future__ import annotations
@@ -12,20 +12,27 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import ValidationError
 
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line, describe_faults, nearest_names
+from retro_ml.core.experiments.locations import hide_credentials, is_uri, normalize_uri
 from retro_ml.core.experiments.run_paths import RunPaths
 from retro_ml.evaluation.protocols import EvaluationOptions
 
+if TYPE_CHECKING:
+    from retro_ml.core.artifacts.remote_folder import RemoteFolder
+
 BAD_INPUT = 2
+STORAGE_FAILED = 3
+STORAGE_PATIENCE_S = 20.0
 
 _DESCRIPTION = """\
 Play whole games with a trained model and say how good it is. For a run's folder the result is
-also written there, as evaluation-<protocol>.json."""
+also written there, as evaluation-<protocol>.json; the folder may be in storage (s3://...)."""
 
 _EPILOG = """\
 examples:
@@ -38,10 +45,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate one model as `argv` says; the process's exit code."""
     try:
         flags, options = _read_call(sys.argv[1:] if argv is None else argv)
+        if flags.model is not None and is_uri(flags.model):
+            return _evaluate_stored(flags.model, options=options, flags=flags)
         paths, model = _find_model(flags.model)
     except UsageError as error:
         return _refuse(error.faults)
     return _evaluate(model, paths=paths, options=options, flags=flags)
+
+
+def _evaluate_stored(uri: str, *, options: EvaluationOptions, flags: argparse.Namespace) -> int:
+    """The model of a run in storage, and the result back to it. Raises: UsageError."""
+    from retro_ml.core.artifacts.remote_folder import ObjectMissing, RemoteFolder, StorageError
+
+    try:
+        run = RemoteFolder(normalize_uri(uri), patience_s=STORAGE_PATIENCE_S)
+    except ValueError as error:
+        raise UsageError([f"MODEL: {hide_credentials(uri)} -> {error}"]) from None
+    with TemporaryDirectory(prefix="retro_ml-") as folder:
+        paths = RunPaths(output_dir=folder, experiment_id=run.uri.rpartition("/")[2])
+        paths.experiment_dir.mkdir()
+        try:
+            run.download(paths.model_path.name, paths.model_path)
+            code = _evaluate(paths.model_path, paths=paths, options=options, flags=flags, to=run)
+        except ObjectMissing:
+            name = paths.model_path.name
+            raise UsageError(
+                [f"MODEL: {run.uri} -> there is no {name}: give the URI of a run that has one"]
+            ) from None
+        except StorageError as error:
+            print(f"error: MODEL: {error}", file=sys.stderr)
+            return STORAGE_FAILED
+    return code
 
 
 def _read_call(argv: Sequence[str]) -> tuple[argparse.Namespace, EvaluationOptions]:
@@ -80,7 +114,9 @@ def _build_parser() -> _Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="a model.zip or a run's folder")
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", help="a model.zip, or a run's folder or URI"
+    )
     for name, field in EvaluationOptions.model_fields.items():
         words: dict[str, Any] = {"help": str(field.description).replace("%", "%%")}
         if field.annotation is bool:
@@ -141,7 +177,12 @@ def _find_model(given: str) -> tuple[RunPaths | None, Path]:
 
 
 def _evaluate(
-    model: Path, *, paths: RunPaths | None, options: EvaluationOptions, flags: argparse.Namespace
+    model: Path,
+    *,
+    paths: RunPaths | None,
+    options: EvaluationOptions,
+    flags: argparse.Namespace,
+    to: RemoteFolder | None = None,
 ) -> int:
     try:
         from retro_ml.core.artifacts.model_archive import ArchiveError
@@ -155,8 +196,12 @@ def _evaluate(
         _print_out(document if flags.json else "\n".join(evaluation_lines(evaluation)))
         if paths is not None:
             path = paths.evaluation_path(evaluation.protocol.name)
-            replace_atomically(path, lambda file: file.write(document.encode() + b"\n"))
-            print(f"result: {path}", file=sys.stderr)
+            content = document.encode() + b"\n"
+            if to is None:
+                replace_atomically(path, lambda file: file.write(content))
+            else:
+                to.put(path.name, content)
+            print(f"result: {path if to is None else f'{to.uri}/{path.name}'}", file=sys.stderr)
     except ArchiveError as error:
         return _refuse([str(error)])
     except ArtifactError as error:

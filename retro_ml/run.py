@@ -118,11 +118,17 @@ def _plan(config: ExperimentConfig) -> int:
 def _run(config: ExperimentConfig, *, options: RunOptions, as_json: bool) -> int:
     try:
         from retro_ml.api import run_experiment
+        from retro_ml.core.engine.run_folder import BadStorage
         from retro_ml.core.engine.training_engine import BadRunFolder
     except KeyboardInterrupt:
         return 130
     try:
         result = run_experiment(config, options=options)
+    except KeyboardInterrupt:  # while waiting for a lock or for storage, before the start
+        return 130
+    except BadStorage as error:
+        print(f"error: {as_line(str(error))}", file=sys.stderr)
+        return error.exit_code
     except BadRunFolder as error:
         return _refuse([str(error)])
     if as_json:

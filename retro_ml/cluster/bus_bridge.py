@@ -6,16 +6,16 @@ driver, where this callback turns each record into a MetricEvent and publishes i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
 
 from retro_ml.cluster.trial_actor import EXPERIMENT
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent
-from retro_ml.rllib.names import POINTER_FILE, RECORDS
+from retro_ml.rllib.names import RECORDS
 
 
 class BusBridge(Callback):
@@ -45,19 +45,12 @@ class BusBridge(Callback):
     def on_checkpoint(
         self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any
     ) -> None:
-        """CHECKPOINT_SAVED, with the folder that Tune's checkpoint points to."""
+        """CHECKPOINT_SAVED, with the folder that Tune's checkpoint is."""
         # From now on Tune brings the trial back; the checkpoint that it began with may be removed.
         trial.config["restore_from"] = None
         pointer = read_pointer(checkpoint)
         data = {"step": pointer["agent_steps"], "path": pointer["path"]}
         self._publish(MetricEvent.now(EventType.CHECKPOINT_SAVED, experiment_id(trial), data))
-
-
-def read_pointer(checkpoint: Any) -> dict[str, Any]:
-    """Where the run's own checkpoint lies that Tune's points to: `path`, `agent_steps`."""
-    with checkpoint.filesystem.open_input_stream(f"{checkpoint.path}/{POINTER_FILE}") as file:
-        pointer: dict[str, Any] = json.loads(file.read())
-    return pointer
 
 
 def experiment_id(trial: Any) -> str:

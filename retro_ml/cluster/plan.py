@@ -84,6 +84,9 @@ def plan_lines(config: ExperimentConfig, plan: Plan) -> list[str]:
     time = "no run of this algorithm beside it to go by"
     if plan.time_s is not None:
         time = f"about {duration(plan.time_s)}, at the speed of the latest run beside it"
+    files = shown_path(config.paths.experiment_dir)
+    if config.paths.storage_uri is not None:
+        files += f", sent to {config.paths.storage_uri}"
     every, keep = config.checkpointing.every_steps, config.checkpointing.keep
     return [
         f"{config.algorithm} on {config.game.rom}, seed {config.seed}",
@@ -94,7 +97,7 @@ def plan_lines(config: ExperimentConfig, plan: Plan) -> list[str]:
         f"the last {keep} and the best are kept",
         f"memory: about {_size(plan.memory_bytes)} "
         f"of {_size(plan.free_memory_bytes)} that are free",
-        f"files: {shown_path(config.paths.experiment_dir)}",
+        f"files: {files}",
     ]
 
 

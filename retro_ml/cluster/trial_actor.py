@@ -7,12 +7,18 @@ the driver would spend seconds and 200 MB on them for nothing.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from ray.tune import PlacementGroupFactory, Trainable
+from pyarrow.fs import LocalFileSystem
+from ray.train._internal.checkpoint_manager import _TrainingResult
+from ray.tune import Checkpoint, PlacementGroupFactory, Trainable
 
+from retro_ml.cluster.trial_checkpoints import TrialCheckpoints
 from retro_ml.core.experiments.config import ExperimentConfig
-from retro_ml.rllib.names import AGENT_STEPS, RECORDS, SCORE
+from retro_ml.rllib.names import AGENT_STEPS, POINTER_FILE, RECORDS, SCORE
 
 EXPERIMENT = "experiment"
 
@@ -58,23 +64,48 @@ class TrialActor(Trainable):
 
         experiment = ExperimentConfig.model_validate(config[EXPERIMENT])
         translated = translate(experiment, num_cpus=config["num_cpus"], num_gpus=config["num_gpus"])
-        translated.checkpoints_dir = config["checkpoints_dir"]
-        translated.restore_from = config["restore_from"]
+        self._checkpoints = TrialCheckpoints(experiment, config["checkpoints_dir"])
+        translated.checkpoints_dir = str(self._checkpoints.folder)
+        if config["restore_from"] is not None:
+            translated.restore_from = str(self._checkpoints.find(Path(config["restore_from"])))
         self._algorithm = translated.algo_class(config=translated, storage=self._storage)
+        self._checkpoints.start()
 
     def step(self) -> dict[str, Any]:
         """One iteration. The driver gets what it uses of RLlib's result, which is a large one."""
         result = self._algorithm.train()
         return {name: result[name] for name in (RECORDS, AGENT_STEPS, SCORE)}
 
+    def save(self, checkpoint_dir: str | None = None) -> _TrainingResult:
+        """Saves the trial and tells Tune where.
+
+        Tune's own `save` copies the checkpoint to a folder that all nodes must share. Ours is where
+        it belongs already, and is sent to storage from there, if it is to be (ray 2.60).
+        """
+        with TemporaryDirectory() as note:
+            self.save_checkpoint(note)
+            folder = Path(json.loads((Path(note) / POINTER_FILE).read_bytes())["path"])
+        return _TrainingResult(_checkpoint(folder), dict(self._last_result or {}))
+
+    def restore(self, checkpoint_path: _TrainingResult) -> None:
+        """Goes on from what `save` returned, on whatever node that was."""
+        folder = self._checkpoints.find(Path(checkpoint_path.checkpoint.path))
+        super().restore(_TrainingResult(_checkpoint(folder), checkpoint_path.metrics))
+
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """See `AtariAlgorithm.save_checkpoint`."""
         self._algorithm.save_checkpoint(checkpoint_dir)
+        self._checkpoints.note_saved()
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """See `AtariAlgorithm.load_checkpoint`."""
         self._algorithm.load_checkpoint(checkpoint)
 
     def cleanup(self) -> None:
-        """Ends the trial's env runners and learners."""
+        """Ends the trial's env runners and learners, and the sending of its checkpoints."""
         self._algorithm.stop()
+        self._checkpoints.close()
+
+
+def _checkpoint(folder: Path) -> Checkpoint:
+    return Checkpoint(str(folder), filesystem=LocalFileSystem())

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     manifest = load_manifest(path)
     for name, expected in manifest["files"].items():
         file, shown = path / name, as_line(name, longest=_LONGEST_NAME)
-        # Shared files lie beside the checkpoint; one farther away was never ours.
-        if os.path.normpath(os.path.join(path.name, name)).startswith(("..", "/")):
+        if not is_of_checkpoints(path.name, name):
             raise CheckpointError(f"{path}: {shown} leads out of the run's checkpoints")
         try:
             if not file.is_file():
@@ -107,6 +106,11 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         except OSError as error:
             raise CheckpointError(f"{path}: {shown} cannot be read: {error.strerror}") from None
     return manifest
+
+
+def is_of_checkpoints(checkpoint: str, name: str) -> bool:
+    """Whether a manifest's file lies in its checkpoint or beside it; farther away it never was."""
+    return not os.path.normpath(os.path.join(checkpoint, name)).startswith(("..", "/"))
 
 
 def load_manifest(path: Path) -> dict[str, Any]:
@@ -121,10 +125,21 @@ def load_manifest(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: no {MANIFEST_NAME}, so no complete checkpoint")
         if file.stat().st_size > MAX_MANIFEST_BYTES:
             raise CheckpointError(f"{path}: {MANIFEST_NAME} is too big to be one")
-        manifest = json.loads(file.read_bytes())
-    except CheckpointError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
+        content = file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {MANIFEST_NAME} cannot be read: {error}") from None
+    return read_manifest(content, path)
+
+
+def read_manifest(content: bytes, path: Path | str) -> dict[str, Any]:
+    """A manifest's content, its form checked; `path` is the checkpoint's, for messages.
+
+    Raises:
+        CheckpointError: it is not one that this version reads.
+    """
+    try:
+        manifest = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: {MANIFEST_NAME} cannot be read: {error}") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise CheckpointError(f"{path}: {MANIFEST_NAME} is not a checkpoint's manifest")
@@ -220,10 +235,9 @@ def prune_checkpoints(root: Path, *, keep: int) -> None:
             manifests[folder] = load_manifest(folder.path)
         except CheckpointError:
             _remove(folder.path)
-    kept = set(list(manifests)[-keep:])
-    scored = [folder for folder in manifests if manifests[folder].get("score") is not None]
-    if scored:
-        kept.add(max(scored, key=lambda folder: (manifests[folder]["score"], folder.agent_steps)))
+    by_steps = {folder.agent_steps: manifest for folder, manifest in manifests.items()}
+    chosen = choose_kept(by_steps, keep=keep)
+    kept = {folder for folder in manifests if folder.agent_steps in chosen}
     for folder in manifests.keys() - kept:
         _remove(folder.path)
     # By their names alone: what lies there may be a link that leads nowhere.
@@ -240,6 +254,15 @@ def prune_checkpoints(root: Path, *, keep: int) -> None:
         for path in directory.rglob("*"):
             if path.is_file() and os.path.normpath(path) not in named:
                 path.unlink()
+
+
+def choose_kept(manifests: Mapping[int, dict[str, Any]], *, keep: int) -> set[int]:
+    """Agent steps of the newest `keep` and of the best, newest of equals, by agent steps."""
+    kept = set(sorted(manifests)[-keep:])
+    scored = [steps for steps in manifests if manifests[steps].get("score") is not None]
+    if scored:
+        kept.add(max(scored, key=lambda steps: (manifests[steps]["score"], steps)))
+    return kept
 
 
 def _remove(path: Path) -> None:

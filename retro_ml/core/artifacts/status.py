@@ -6,7 +6,9 @@ import os
 import platform
 import socket
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retro_ml.core.artifacts.run_writer import RunWriter, plain
@@ -37,11 +39,15 @@ def installed_versions() -> dict[str, str | None]:
 class StatusWriter(RunWriter):
     """Keeps status.json up to date with a run's events.
 
-    state: starting, running, completed, interrupted or failed; progress: 0 to 1.
+    state: starting, running, completed, interrupted or failed; progress: 0 to 1; storage: what of
+    the run is there, where its files are sent to storage.
     """
 
-    def __init__(self, config: "ExperimentConfig") -> None:
+    def __init__(
+        self, config: "ExperimentConfig", storage: Callable[[], dict[str, Any]] | None = None
+    ) -> None:
         super().__init__(config)
+        self._storage = storage
         self._path = config.paths.status_path
         self._saved_at_s = -_INTERVAL_S
         self._status: dict[str, Any] = {
@@ -91,8 +97,23 @@ class StatusWriter(RunWriter):
     def _save(self) -> None:
         self._saved_at_s = time.monotonic()
         self._status["updated_at"] = _now()
-        text = json.dumps(self._status, indent=2, allow_nan=False) + "\n"
-        replace_atomically(self._path, lambda file: file.write(text.encode()))
+        if self._storage is not None:
+            self._status["storage"] = self._storage()
+        _replace(self._path, self._status)
+
+
+def note_storage(path: Path, storage: dict[str, Any]) -> None:
+    """Puts what is known of a run's storage into the status of an ended run.
+
+    Raises:
+        ArtifactError: it cannot be written.
+    """
+    _replace(path, {**json.loads(path.read_bytes()), "storage": storage})
+
+
+def _replace(path: Path, status: dict[str, Any]) -> None:
+    text = json.dumps(status, indent=2, allow_nan=False) + "\n"
+    replace_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _now() -> str:

@@ -7,15 +7,21 @@ however often a run was ended and taken up again.
 
 import json
 import logging
+import tempfile
 import time
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.numpy
 
-from retro_ml.core.artifacts.checkpoint_files import CheckpointError, load_manifest
+from retro_ml.core.artifacts.checkpoint_files import (
+    MANIFEST_NAME,
+    CheckpointError,
+    load_manifest,
+)
 from retro_ml.core.artifacts.metrics_file import (
     DATA_COLUMN_NAMES,
     ONLY_IN_EVENTS,
@@ -25,6 +31,7 @@ from retro_ml.core.artifacts.metrics_file import (
     save_metrics_json,
 )
 from retro_ml.core.artifacts.model_archive import save_model_archive
+from retro_ml.core.artifacts.remote_folder import ObjectMissing, RemoteFolder
 from retro_ml.core.artifacts.run_writer import RunWriter, plain
 from retro_ml.core.artifacts.status import StatusWriter, installed_versions
 from retro_ml.core.artifacts.storage import AppendFile, ArtifactError, rewrite_lines
@@ -40,6 +47,7 @@ run_logger = logging.getLogger("retro_ml.run")
 
 _LEVELS = {EventType.ERROR: logging.ERROR, EventType.EPISODE_FINISHED: logging.DEBUG}
 _KNOWN_NAMES = DATA_COLUMN_NAMES | ONLY_IN_EVENTS
+WEIGHTS_NAME = "module.safetensors"
 _SYNC_INTERVAL_S = 1.0
 # What `plain` leaves as it is, NaN and infinity apart.
 _PLAIN_TYPES = frozenset((str, int, float, bool, type(None)))
@@ -51,9 +59,17 @@ _JSON_INTERVAL_S = 5.0
 _JSON_GROWTH = 1.25
 
 
-def build_writers(config: "ExperimentConfig") -> list[RunWriter]:
-    """Every writer of a run; the status comes last, so that it tells of files that are there."""
-    return [MetricsWriter(config), LogWriter(config), ModelWriter(config), StatusWriter(config)]
+def build_writers(
+    config: "ExperimentConfig", storage: Callable[[], dict[str, Any]] | None = None
+) -> list[RunWriter]:
+    """Every writer of a run; the status comes last, so that it tells of files that are there.
+
+    Args:
+        config: of the run.
+        storage: what the status tells of the storage that the files are sent to.
+    """
+    status = StatusWriter(config, storage)
+    return [MetricsWriter(config), LogWriter(config), ModelWriter(config), status]
 
 
 class _LinesWriter(RunWriter):
@@ -200,16 +216,53 @@ class LogWriter(_LinesWriter):
 
 
 class ModelWriter(RunWriter):
-    """model.zip from each checkpoint's module.safetensors, so that a killed run has one too."""
+    """model.zip from each checkpoint's module.safetensors, so that a killed run has one too.
+
+    Where the checkpoint is on another node's disk, it comes by storage: `fetch_awaited`.
+    """
+
+    def __init__(self, config: "ExperimentConfig") -> None:
+        super().__init__(config)
+        self._awaited: MetricEvent | None = None
+
+    def fetch_awaited(self, checkpoints: RemoteFolder) -> None:
+        """Makes the model of the last checkpoint from storage, once it is whole there.
+
+        Args:
+            checkpoints: the run's checkpoints in storage.
+
+        Raises:
+            StorageError: storage does not answer.
+        """
+        event = self._awaited
+        if event is None:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            name = Path(event.data["path"]).name
+            try:
+                # The manifest first: with it the checkpoint is there.
+                for file in (MANIFEST_NAME, WEIGHTS_NAME):
+                    checkpoints.download(f"{name}/{file}", Path(folder) / file)
+            except ObjectMissing:
+                return
+            with self._lock:
+                self._save(Path(folder), event)
+                if self._awaited is event:
+                    self._awaited = None
 
     def _take(self, event: MetricEvent) -> None:
-        if event.event_type is EventType.CHECKPOINT_SAVED:
-            self._save(event)
-
-    def _save(self, event: MetricEvent) -> None:
-        config = self._config
+        if event.event_type is not EventType.CHECKPOINT_SAVED:
+            return
         checkpoint = Path(event.data["path"])
-        weights_path = checkpoint / "module.safetensors"
+        if self._config.paths.storage_uri is not None and not checkpoint.exists():
+            self._awaited = event
+            return
+        self._awaited = None
+        self._save(checkpoint, event)
+
+    def _save(self, checkpoint: Path, event: MetricEvent) -> None:
+        config = self._config
+        weights_path = checkpoint / WEIGHTS_NAME
         try:
             weights = safetensors.numpy.load_file(weights_path)
             manifest = load_manifest(checkpoint)

@@ -9,6 +9,7 @@ from retro_ml.core.metrics.event_bus import EventType, MetricEvent
 
 if TYPE_CHECKING:
     from retro_ml.core.engine.result import ExperimentResult
+    from retro_ml.core.engine.run_storage import Delivery
     from retro_ml.core.experiments.config import ExperimentConfig
 
 # Weight of the newest iteration in the speed shown: an iteration or two of trouble hardly shows.
@@ -24,6 +25,8 @@ class RunView:
         self.title = f"{config.algorithm} on {config.game.rom}"
         self.details = [f"{self.total:,} agent steps", f"seed {config.seed}"]
         self.folder = shown_path(config.paths.experiment_dir)
+        if config.paths.storage_uri is not None:
+            self.folder += f", sent to {config.paths.storage_uri}"
         self.step = 0
         self.running = False
         self.evaluation = ""
@@ -107,7 +110,19 @@ def summary_lines(result: "ExperimentResult", *, title: str) -> list[tuple[str, 
         lines.append(("log", shown_path(result.log_path)))
     elif result.model_path.exists():
         lines.append(("model", shown_path(result.model_path)))
+    if result.storage is not None:
+        lines.append(("storage", _delivery_words(result.storage)))
     return lines
+
+
+def _delivery_words(delivery: "Delivery") -> str:
+    if delivery.complete:
+        return f"all of it is in {delivery.uri}"
+    missing = ", ".join(delivery.missing) or "the last state"
+    why = f" ({delivery.error})" if delivery.error else ""
+    return (
+        f"NOT ALL SENT to {delivery.uri}: {missing}{why}; the same command on this machine sends it"
+    )
 
 
 def duration(seconds: float) -> str:

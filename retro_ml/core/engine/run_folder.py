@@ -12,8 +12,9 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,11 @@ from pydantic import ValidationError
 
 from retro_ml.core.artifacts.checkpoint_files import CheckpointFolder, choose_checkpoint
 from retro_ml.core.artifacts.metrics_file import read_last_whole_step
+from retro_ml.core.artifacts.remote_folder import RemoteFolder, StorageError
 from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically
+from retro_ml.core.engine.run_claim import outlive, read_claim
 from retro_ml.core.engine.run_lock import RunLock, RunLocked
+from retro_ml.core.engine.run_storage import RunStorage, find_run, move_aside, open_storage
 from retro_ml.core.experiments.config import ExperimentConfig, config_faults
 from retro_ml.core.experiments.differences import continue_config, describe_differences
 from retro_ml.core.experiments.options import RunOptions
@@ -41,6 +45,12 @@ class BadRunFolder(ValueError):
     exit_code = 2
 
 
+class BadStorage(BadRunFolder):
+    """The storage that `output_dir` names cannot be used."""
+
+    exit_code = 3
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenRun:
     """A run that this process holds the lock of."""
@@ -54,6 +64,16 @@ class OpenRun:
     """status.json of a run that has nothing left to do."""
     notices: tuple[str, ...] = ()
     """What the user should know about it."""
+    storage: RunStorage | None = None
+    """Where the run's files are sent to; released with the lock."""
+
+    def release(self) -> None:
+        """Gives storage and lock back."""
+        try:
+            if self.storage is not None:
+                self.storage.release()
+        finally:
+            self.lock.release()
 
 
 def open_run(
@@ -70,14 +90,18 @@ def open_run(
         BadRunFolder: with everything as it was before.
     """
     folder = config.paths.experiment_dir
-    if options.restart_behavior == "restart" and config.paths.config_path.exists():
-        aside = _move_aside(config, notice)
+    remote = None
+    if options.restart_behavior != "resume":
+        with _storage_faults(config):
+            remote = find_run(config)
+    if options.restart_behavior == "restart" and (config.paths.config_path.exists() or remote):
+        aside = _move_aside(config, remote, notice)
         opened = _open(config, options, notice)
-        return OpenRun(config=config, lock=opened.lock, notices=(f"the old run is in {aside}",))
-    if options.restart_behavior == "fail" and os.path.lexists(folder):
+        return replace(opened, config=config, notices=(f"the old run is in {aside}",))
+    if options.restart_behavior == "fail" and (os.path.lexists(folder) or remote):
         raise BadRunFolder(
-            f"experiment_id: {config.experiment_id} -> {folder} exists already; "
-            "choose another --experiment-id, or --restart-behavior resume or restart"
+            f"experiment_id: {config.experiment_id} -> {remote.uri if remote else folder} exists "
+            "already; choose another --experiment-id, or --restart-behavior resume or restart"
         )
     return _open(config, options, notice)
 
@@ -118,18 +142,38 @@ def _open(config: ExperimentConfig, options: RunOptions, notice: Callable[[str],
     except BadRunFolder:
         _remove_folders(made)
         raise
+    storage = None
     try:
+        with _storage_faults(config):
+            storage = open_storage(config, notice=notice)
         if not config.paths.config_path.exists():
             _begin_new(config)
-            return OpenRun(config=config, lock=lock)
-        return _go_on(config, options, lock)
+            return OpenRun(config=config, lock=lock, storage=storage)
+        return replace(_go_on(config, options, lock, storage), storage=storage)
     except BaseException:
+        if storage is not None:
+            storage.release()
         lock.release()
         _remove_folders(made)
         raise
 
 
-def _go_on(config: ExperimentConfig, options: RunOptions, lock: RunLock) -> OpenRun:
+@contextmanager
+def _storage_faults(config: ExperimentConfig) -> Iterator[None]:
+    """What storage, or the staging place, does not do, as what the user is told."""
+    try:
+        yield
+    except StorageError as error:
+        raise BadStorage(f"output_dir: {config.output_dir} -> {error}") from None
+    except RunLocked as holder:
+        raise _held(config, holder) from None
+    except (OSError, ArtifactError) as error:
+        raise _cannot_make(config, error) from None
+
+
+def _go_on(
+    config: ExperimentConfig, options: RunOptions, lock: RunLock, storage: RunStorage | None
+) -> OpenRun:
     stored = load_config(config)
     differences = describe_differences(stored, config)
     if differences:
@@ -156,6 +200,12 @@ def _go_on(config: ExperimentConfig, options: RunOptions, lock: RunLock) -> Open
     # After a power failure the rows may be fewer than those of the newest checkpoint.
     at_most = read_last_whole_step(rows) if rows.exists() else math.inf
     checkpoint, faults = choose_checkpoint(config.paths.checkpoints_dir, at_most=at_most)
+    if storage is not None:
+        # Those of another node are only there; rows that are not, cannot be gone on from.
+        reached = at_most if rows.exists() else 0
+        with _storage_faults(config):
+            checkpoint, worse = storage.fetch_checkpoint(checkpoint, at_most=reached)
+        faults += worse
     notices += [f"warning: a checkpoint is left aside: {fault}" for fault in faults]
     if checkpoint is None:
         notices.append("no checkpoint there yet: beginning at the start")
@@ -178,7 +228,8 @@ def _is_finished(status: dict[str, Any], config: ExperimentConfig, options: RunO
 
 def _begin_new(config: ExperimentConfig) -> None:
     folder = config.paths.experiment_dir
-    foreign = [path.name for path in folder.iterdir() if path != config.paths.lock_path]
+    ours = {config.paths.lock_path, config.paths.claim_path}
+    foreign = [path.name for path in folder.iterdir() if path not in ours]
     if foreign:
         raise BadRunFolder(
             f"experiment_id: {config.experiment_id} -> {folder} is not a run's folder (no "
@@ -199,13 +250,22 @@ def _load_status(config: ExperimentConfig) -> dict[str, Any]:
         return {}
 
 
-def _move_aside(config: ExperimentConfig, notice: Callable[[str], None]) -> Path:
-    """Renames a run's folder, of which no driver is alive."""
+def _move_aside(
+    config: ExperimentConfig, remote: RemoteFolder | None, notice: Callable[[str], None]
+) -> Path | str:
+    """Renames a run's folder, of which no driver is alive, here and in storage."""
     folder = config.paths.experiment_dir
+    made: list[Path] = []
+    _make_folders(config, made)
     lock = _lock(config, notice)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     aside = folder.with_name(f"{folder.name}.before-{stamp}")
+    there: str | None = None
     try:
+        with _storage_faults(config):
+            if remote is not None:
+                outlive(read_claim(remote), remote, notice=notice)
+                there = move_aside(remote, stamp).uri
         os.rename(folder, aside)
     except OSError as error:
         raise _cannot_make(config, error) from None
@@ -213,7 +273,10 @@ def _move_aside(config: ExperimentConfig, notice: Callable[[str], None]) -> Path
         lock.release()
     # The lock's file went along, and is nobody's now.
     (aside / config.paths.lock_path.name).unlink(missing_ok=True)
-    return aside
+    if there is not None:
+        with suppress(OSError):  # empty where the run was only there
+            aside.rmdir()
+    return there or aside
 
 
 def _lock(config: ExperimentConfig, notice: Callable[[str], None]) -> RunLock:
@@ -221,13 +284,17 @@ def _lock(config: ExperimentConfig, notice: Callable[[str], None]) -> RunLock:
     try:
         lock.acquire(notice=notice)
     except RunLocked as holder:
-        raise BadRunFolder(
-            f"experiment_id: {config.experiment_id} -> it is being trained by {holder}; "
-            "wait for its end, or choose another --experiment-id"
-        ) from None
+        raise _held(config, holder) from None
     except OSError as error:
         raise _cannot_make(config, error) from None
     return lock
+
+
+def _held(config: ExperimentConfig, holder: RunLocked) -> BadRunFolder:
+    return BadRunFolder(
+        f"experiment_id: {config.experiment_id} -> it is being trained by {holder}; "
+        "wait for its end, or choose another --experiment-id"
+    )
 
 
 def _make_folders(config: ExperimentConfig, made: list[Path]) -> None:

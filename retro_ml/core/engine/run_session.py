@@ -36,14 +36,16 @@ class RunSession:
     """A run that this process works on.
 
     Args:
-        opened: its folder, locked; the lock is the caller's to release.
+        opened: its folder, locked, and its storage; they are the caller's to release.
         bus: its events are emitted there.
     """
 
     def __init__(self, opened: OpenRun, bus: MetricEventBus) -> None:
         self.config = opened.config
         self.tally = Tally()
+        self.opened = opened
         self._lock = opened.lock
+        self._storage = opened.storage
         self._restore_from = opened.restore_from
         self._bus = bus
         self._writers: list[RunWriter] = []
@@ -66,19 +68,24 @@ class RunSession:
         return next((watched.error for watched in self._watched if watched.error), None)
 
     def attach_writers(self, bus: MetricEventBus, *, watched: Sequence[Watched] = ()) -> None:
-        """Puts the run's writers on a bus.
+        """Puts the run's writers, and what sends their files to storage, on a bus.
 
         Args:
             bus: the session's own, or one that gets this run's events alone.
             watched: what else ends the run when it cannot write.
         """
-        self._writers = build_writers(self.config)
+        storage = self._storage
+        self._writers = build_writers(self.config, None if storage is None else storage.describe)
         self._watched = [*self._writers, *watched]
         for writer in self._writers:
             writer.attach(bus)
+        if storage is not None:
+            storage.attach(bus, self._writers)
 
     def close_writers(self) -> None:
-        """Takes them off and closes their files."""
+        """Takes them off and closes their files; what is to be sent may still be under way."""
+        if self._storage is not None:
+            self._storage.detach()
         for writer in self._writers:
             try:
                 writer.close()
@@ -86,10 +93,6 @@ class RunSession:
                 # All was synced when the end was told, so this fails only after an earlier error,
                 # which the result has already.
                 logger.error("%s", error)
-
-    def release(self) -> None:
-        """Gives the run's lock back."""
-        self._lock.release()
 
     def publish(self, event: MetricEvent) -> None:
         """Hands one event of the run to everybody."""

@@ -4,6 +4,7 @@ Folder, lock, config.json, log, the user's subscribers, the writers, the launche
 engine knows a Launcher, not what executes it.
 """
 
+import dataclasses
 import logging
 import sys
 import time
@@ -17,6 +18,7 @@ from retro_ml.core.engine.result import ExperimentResult
 from retro_ml.core.engine.run_folder import BadRunFolder, OpenRun, open_run
 from retro_ml.core.engine.run_log import RunLog
 from retro_ml.core.engine.run_session import RunSession, Tally, build_result
+from retro_ml.core.engine.run_storage import RunStorage
 from retro_ml.core.engine.stop_signals import StopSignals
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
@@ -59,8 +61,10 @@ class TrainingEngine:
                 result = _tell_again(opened.config, opened.finished)
             else:
                 result = self._train(opened, progress, started_s=started_s)
+            if opened.storage is not None:
+                result = self._deliver(result, opened.storage, progress)
         finally:
-            opened.lock.release()
+            opened.release()
         progress.summarize(result)
         return result
 
@@ -79,6 +83,18 @@ class TrainingEngine:
             result = build_result(session.config, end, session.tally, training_time_s=took_s)
             logger.info("%s, exit code %d", result.state, result.exit_code)
         return result
+
+    def _deliver(
+        self, result: ExperimentResult, storage: RunStorage, progress: Progress
+    ) -> ExperimentResult:
+        """Waits for what is still to be sent; a run whose files are not there did not do its job.
+
+        A signal ends the waiting.
+        """
+        with StopSignals(on_first=storage.give_up, before_exit=progress.restore_terminal):
+            delivery = storage.deliver()
+        code = result.exit_code or (0 if delivery.complete else LaunchError.exit_code)
+        return dataclasses.replace(result, storage=delivery, exit_code=code)
 
     def _launch(self, session: RunSession) -> TrialEnd:
         def publish(event: MetricEvent) -> None:

@@ -36,6 +36,7 @@ from retro_ml.core.experiments.derived import (
 from retro_ml.core.experiments.faults import describe_faults, raise_faults
 from retro_ml.core.experiments.fields import FrozenModel, Moment, Switch, Text, Whole
 from retro_ml.core.experiments.games import GameSpec, find_game
+from retro_ml.core.experiments.locations import is_uri, normalize_uri
 from retro_ml.core.experiments.presets import find_preset
 from retro_ml.core.experiments.run_paths import RunPaths
 from retro_ml.core.experiments.sections import (
@@ -108,7 +109,9 @@ class ExperimentConfig(FrozenModel):
     )
     seed: Whole = Field(default=0, ge=0, le=MAX_SEED, description="the seed of all randomness")
     output_dir: Text = Field(
-        default="runs", description="the folder that the run's own folder is made in"
+        default="runs",
+        description="the folder that the run's own folder is made in, or storage: "
+        "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, file:///FOLDER",
     )
     use_gpu: Switch = Field(default=True, description="use a GPU if there is one")
     created_at: Moment = Field(
@@ -276,6 +279,8 @@ class ExperimentConfig(FrozenModel):
     def _check_output_dir(cls, path: str) -> str:
         if not path.strip() or "\0" in path:
             raise ValueError("a folder's path, e.g. runs")
+        if is_uri(path.strip()):
+            return normalize_uri(path)
         return os.path.expanduser(path)
 
     @field_validator("preset")

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from retro_ml.core.experiments.locations import hide_credentials
 from retro_ml.core.experiments.nearest import either, nearest
 
 _LONGEST_VALUE = 60  # characters of a value that are shown
@@ -199,4 +200,4 @@ def _shorten(value: Any) -> str:
         text = str(value) or '""'
     except (ValueError, RecursionError):  # more digits, or deeper, than Python cares to write
         text = f"({type(value).__name__}, too long to be shown)"
-    return as_line(text, longest=_LONGEST_VALUE)
+    return as_line(hide_credentials(text), longest=_LONGEST_VALUE)

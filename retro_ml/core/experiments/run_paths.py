@@ -10,6 +10,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from retro_ml.core.experiments.locations import is_uri, staging_dir
+
+STATUS_NAME = "status.json"
+CLAIM_NAME = "claim.json"
+
 
 @dataclass(frozen=True)
 class RunPaths:
@@ -20,8 +25,18 @@ class RunPaths:
 
     @property
     def experiment_dir(self) -> Path:
-        """The run's folder; whatever the run writes is inside it."""
+        """The run's folder; whatever the run writes is inside it.
+
+        The staging place where `output_dir` is a URI.
+        """
+        if is_uri(self.output_dir):
+            return staging_dir(self.output_dir) / self.experiment_id
         return Path(os.path.abspath(self.output_dir)) / self.experiment_id
+
+    @property
+    def storage_uri(self) -> str | None:
+        """Where the run's files are sent to; None where they stay in the folder."""
+        return f"{self.output_dir}/{self.experiment_id}" if is_uri(self.output_dir) else None
 
     @property
     def config_path(self) -> Path:
@@ -34,9 +49,14 @@ class RunPaths:
         return self.experiment_dir / "run.lock"
 
     @property
+    def claim_path(self) -> Path:
+        """Which driver's work the folder holds; the same file in storage tells whose is newer."""
+        return self.experiment_dir / CLAIM_NAME
+
+    @property
     def status_path(self) -> Path:
         """State, progress, process id, error and the versions in use."""
-        return self.experiment_dir / "status.json"
+        return self.experiment_dir / STATUS_NAME
 
     @property
     def metrics_json_path(self) -> Path:
@@ -75,6 +95,20 @@ class RunPaths:
     def checkpoint_dir(self, agent_steps: int) -> Path:
         """The checkpoint taken after `agent_steps`."""
         return self.checkpoints_dir / f"step-{agent_steps}"
+
+    @property
+    def sent_names(self) -> tuple[str, ...]:
+        """Files that are sent to storage, the status last; checkpoints are sent apart."""
+        paths = (
+            self.config_path,
+            self.log_path,
+            self.metrics_csv_path,
+            self.events_path,
+            self.metrics_json_path,
+            self.model_path,
+            self.status_path,
+        )
+        return tuple(path.name for path in paths)
 
     @property
     def tune_dir(self) -> Path:

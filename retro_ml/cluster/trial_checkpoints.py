@@ -1,0 +1,91 @@
+"""Where a trial's process keeps its checkpoints, and how they reach the run's storage.
+
+The process may be on another node, without the driver's disk: it sends its checkpoints itself, in
+the background, and fetches the one that it goes on from if that is not on its disk.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from retro_ml.core.artifacts.checkpoint_files import CheckpointError
+from retro_ml.core.artifacts.checkpoint_mirror import CheckpointMirror, fetch_checkpoint
+from retro_ml.core.artifacts.remote_folder import BACKGROUND_PATIENCE_S, RemoteFolder
+from retro_ml.core.engine.run_storage import PATIENCE_S
+from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.core.experiments.run_paths import RunPaths
+
+
+class TrialCheckpoints:
+    """The checkpoints of one trial in its own process.
+
+    Args:
+        config: the experiment.
+        given: the folder for its checkpoints, as the driver sees it.
+    """
+
+    def __init__(self, config: ExperimentConfig, given: str) -> None:
+        self.folder = Path(given)
+        self._config = config
+        self._uri = config.paths.storage_uri
+        self._mirror: CheckpointMirror | None = None
+        if self._uri is None:
+            return
+        # The driver's lock lies in the run's folder for as long as it works there.
+        self._with_driver = (self.folder.parent / config.paths.lock_path.name).exists()
+        if not self._with_driver:
+            self.folder = _make_folder(self.folder, config.checkpoints_dir)
+        keep = config.checkpointing.keep
+        remote = RemoteFolder(self._uri, patience_s=BACKGROUND_PATIENCE_S)
+        self._mirror = CheckpointMirror(self.folder, remote, keep=keep)
+
+    def find(self, checkpoint: Path) -> Path:
+        """A checkpoint of this or another trial on this disk, fetched if need be.
+
+        An older one takes its place where it is not in storage: it was not sent in time.
+
+        Raises:
+            CheckpointError: there is none.
+            StorageError: storage does not answer.
+        """
+        if self._uri is None or checkpoint.is_dir():
+            return checkpoint
+        paths = RunPaths(self._config.output_dir, checkpoint.parent.parent.name)
+        own = paths.experiment_id == self._config.experiment_id
+        root = self.folder if own else paths.checkpoints_dir
+        if (root / checkpoint.name).is_dir():
+            return root / checkpoint.name
+        steps = int(checkpoint.name.removeprefix("step-"))
+        run = RemoteFolder(str(paths.storage_uri), patience_s=PATIENCE_S)
+        fetched, faults = fetch_checkpoint(run.child(root.name), root, at_most=steps)
+        if fetched is None:
+            raise CheckpointError("; ".join(faults) or f"{checkpoint} is neither here nor there")
+        return fetched.path
+
+    def start(self) -> None:
+        """Sends what is saved, from now on."""
+        if self._mirror is not None:
+            self._mirror.start()
+
+    def note_saved(self) -> None:
+        """A checkpoint is whole."""
+        if self._mirror is not None:
+            self._mirror.wake()
+
+    def close(self) -> None:
+        """Ends the sending; what a driver on this disk cannot send itself is waited for."""
+        if self._mirror is not None:
+            if not self._with_driver:
+                self._mirror.ask()
+                self._mirror.wait()
+            self._mirror.close(patient=self._mirror.error is None)
+
+
+def _make_folder(given: Path, own: Path) -> Path:
+    """The driver's path where it can be made on this node too, else this node's staging place."""
+    try:
+        given.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        own.mkdir(parents=True, exist_ok=True)
+        return own
+    return given
