@@ -11,6 +11,7 @@ from typing import Any
 
 from ray.tune import PlacementGroupFactory, Trainable
 
+from retro_ml.cluster.placement import trial_bundles
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.rllib.names import AGENT_STEPS, RECORDS, SCORE
 
@@ -45,12 +46,13 @@ class TrialActor(Trainable):
     def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
         """The bundles that RLlib asks for: main process, env runners, remote learners."""
         resources = config[EXPERIMENT]["resources"]
-        learners, gpus = resources["num_learners"], config["num_gpus"]
-        main = {"CPU": config["num_cpus"], "GPU": 0 if learners else gpus}
-        env_runners = [{"CPU": 1, "GPU": 0}] * resources["num_env_runners"]
-        # A learner with a GPU shares the CPUs of the main process.
-        learner = {"CPU": 0 if gpus else 1, "GPU": gpus / max(learners, 1)}
-        return PlacementGroupFactory([main, *env_runners, *[learner] * learners])
+        bundles = trial_bundles(
+            num_cpus=config["num_cpus"],
+            num_gpus=config["num_gpus"],
+            env_runners=resources["num_env_runners"],
+            learners=resources["num_learners"],
+        )
+        return PlacementGroupFactory(bundles)
 
     def setup(self, config: dict[str, Any]) -> None:
         """Builds the Algorithm; it goes on from `restore_from` where that is given."""
