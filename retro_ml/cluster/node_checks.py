@@ -41,6 +41,10 @@ class Check:
     fault: str | None = None
     """What is wrong and what to do about it, in one line; None if nothing is."""
 
+    def as_dict(self) -> dict[str, str | None]:
+        """The same as JSON types."""
+        return {"name": self.name, "found": self.found, "fault": self.fault}
+
 
 def check_other_nodes(configs: Sequence[ExperimentConfig]) -> None:
     """Proves that the nodes other than this one can run these experiments.

@@ -26,6 +26,7 @@ MAX_CPUS = 16
 32 to 256 samples; more threads would wait for each other. A choice by reasoning, not by
 measurement (docs/benchmarks.md)."""
 MAX_TRIALS_COUNTED = 10_000
+GROWING = "; where an autoscaler starts nodes on demand, add --wait-for-nodes"
 ROUNDING = 1e-4
 """Ray counts resources in ten-thousandths."""
 
@@ -74,14 +75,14 @@ def count_at_once(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> int:
 
 
 def choose_resources(
-    config: ExperimentConfig, nodes: Sequence[Node], *, wait_for_nodes: bool = False
+    config: ExperimentConfig, nodes: Sequence[Node], *, wait_for_nodes: bool | None = None
 ) -> tuple[int, float]:
     """CPUs of the trial's main process and GPUs of the trial.
 
     Args:
         config: the experiment.
         nodes: what is there.
-        wait_for_nodes: more will come when they are asked for.
+        wait_for_nodes: whether more will come when they are asked for; None where none can.
 
     Raises:
         LaunchError: what the config asks for can never be had.
@@ -92,7 +93,8 @@ def choose_resources(
         if fits(_bundles(resources, cpus, gpus), nodes):
             return cpus, gpus
     if not wait_for_nodes:
-        raise LaunchError(_explain(resources, gpus, nodes))
+        remedy = "" if wait_for_nodes is None else GROWING
+        raise LaunchError(_explain(resources, gpus, nodes) + remedy)
     logger.warning("no node has room for this run yet: waiting for the cluster to grow")
     return resources.num_cpus or 1, gpus
 
@@ -153,15 +155,13 @@ def _explain(resources: ResourcesConfig, gpus: float, nodes: Sequence[Node]) -> 
         return (
             f"the run needs {needed:g} CPUs ({main} for its main process, {runners} for env "
             f"runners, {learners} for learners), but there are {there:g}; lower "
-            "resources.num_env_runners, resources.num_learners or resources.num_cpus, or, where "
-            "nodes come on demand, add --wait-for-nodes"
+            "resources.num_env_runners, resources.num_learners or resources.num_cpus"
         )
     there = sum(node.gpus for node in nodes)
     if gpus > there + ROUNDING:
         return (
             f"the run needs {gpus:g} GPUs, but there are {there:g}; "
-            "lower resources.num_gpus, set use_gpu to false, or, where nodes come on demand, add "
-            "--wait-for-nodes"
+            "lower resources.num_gpus, or set use_gpu to false"
         )
     largest = max(bundles, key=lambda bundle: (bundle["GPU"], bundle["CPU"]))
     shapes = sorted({(node.cpus, node.gpus) for node in nodes}, reverse=True)
@@ -170,5 +170,5 @@ def _explain(resources: ResourcesConfig, gpus: float, nodes: Sequence[Node]) -> 
         f"the run's parts find no room on the nodes: each part has to be on one node, and one of "
         f"them needs {largest['CPU']:g} CPUs and {largest['GPU']:g} GPUs, while the nodes have "
         f"{described}; lower resources.num_cpus or resources.num_gpus, or spread the GPUs over "
-        "resources.num_learners; where nodes come on demand, add --wait-for-nodes"
+        "resources.num_learners"
     )

@@ -185,7 +185,9 @@ def place(
     Raises:
         LaunchError: what the config asks for can never be had.
     """
-    wait_for_nodes = options is not None and options.wait_for_nodes and not cluster.embedded
+    wait_for_nodes = None
+    if options is not None and not cluster.embedded:
+        wait_for_nodes = options.wait_for_nodes
     nodes = cluster.nodes or (Node(cpus=cluster.cpus, gpus=cluster.gpus),)
     return choose_resources(config, nodes, wait_for_nodes=wait_for_nodes)
 
