@@ -1,4 +1,4 @@
-"""Jobs of the drill: submitted as a user would, watched by their files, compared with undisturbed runs.
+"""Jobs of the drill: submitted as a user would, watched by their files, done again undisturbed.
 
 A job is the words behind `retro-ml submit --`, and the experiments that it leaves.
 """
