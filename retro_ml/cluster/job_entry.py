@@ -15,9 +15,12 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 EXIT_LINE = "retro_ml: exit code "
 CANNOT = 3
@@ -36,7 +39,13 @@ def main(versions: dict[str, str], words: list[str]) -> int:
         signal.signal(signum, lambda number, frame: stopped.append(number))
     # -P: what lies in the job's folder is nobody's module.
     command = [sys.executable, "-P", "-m", f"retro_ml.{words[0]}", *words[1:]]
-    code = subprocess.run(command, check=False).returncode
+    # A copy of the job's files: Ray takes the folder away when the last worker of a node with it
+    # ends, also from under other nodes that share the machine (2.60).
+    with tempfile.TemporaryDirectory(prefix="retro_ml-job-") as folder:
+        for path in Path().iterdir():
+            if path.is_file():
+                shutil.copy(path, folder)
+        code = subprocess.run(command, cwd=folder, check=False).returncode
     code = 128 - code if code < 0 else code
     if stopped:
         print(f"{EXIT_LINE}{code}", flush=True)

@@ -8,6 +8,7 @@ and a connection that is lost or silent is taken up again where it was.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,12 @@ RETRY_S = 5.0
 STOP_WAIT_S = 600
 """How long Ray waits for a stopped job's checkpoint before it kills; its own default is 3."""
 KILLED = 137
+TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Loggers that tell of each package and connection on the screen."""
 
 __all__ = ["Jobs", "LaunchError", "Outcome"]
 
@@ -67,6 +74,8 @@ class Jobs:
                 "http://head:8265"
             )
         _check_installed()
+        for name in TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._mode = _ask_mode(self.address)
         if self._mode == "disabled" and not allow_open:
             raise LaunchError(

@@ -45,6 +45,7 @@ class NamespaceNodes:
         self._count = 0
         self._alive: dict[str, int] = {}
         self._temp = Path(tempfile.mkdtemp(prefix="rml-", dir="/tmp"))
+        self._own_folder = Path(tempfile.mkdtemp(prefix="rml-nodes-", dir="/tmp"))
         self.environment = _environment()
 
     def __enter__(self) -> NamespaceNodes:
@@ -74,6 +75,7 @@ class NamespaceNodes:
             shutil.rmtree(f"/etc/netns/{self._prefix}n{number}", ignore_errors=True)
         _run("ip", "link", "delete", f"{self._prefix}br", check=False)
         shutil.rmtree(self._temp, ignore_errors=True)
+        shutil.rmtree(self._own_folder, ignore_errors=True)
 
     @property
     def address(self) -> str:
@@ -134,9 +136,13 @@ class NamespaceNodes:
         return f"{self._subnet}.{name.rpartition('n')[2]}"
 
     def _start(self, *arguments: str, name: str) -> None:
+        # Ray's folder has the same name on every node; here each has one of its own behind it.
+        own = self._own_folder / name
+        own.mkdir(parents=True)
+        start = f'mount --bind {own} {self._temp} && exec ray start "$@"'
         common = [f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats"]
         _run(
-            *("ip", "netns", "exec", name, "ray", "start", *arguments, *common),
+            *("ip", "netns", "exec", name, "sh", "-c", start, "sh", *arguments, *common),
             environment=self.environment,
         )
 
@@ -152,7 +158,8 @@ class LocalNodes:
         self.environment = _environment()
 
     def __enter__(self) -> LocalNodes:
-        os.environ.update(self.environment)
+        self._environment_before = dict(os.environ)
+        _change_environment(self.environment)
         from ray.cluster_utils import Cluster
 
         self._cluster = Cluster(
@@ -163,6 +170,7 @@ class LocalNodes:
 
     def __exit__(self, *_: object) -> None:
         self._cluster.shutdown()
+        _change_environment(self._environment_before)
 
     @property
     def address(self) -> str:
@@ -213,6 +221,19 @@ def _environment() -> dict[str, str]:
         "RAY_worker_niceness": "0",
     }
     return {**os.environ, **own}
+
+
+def _change_environment(environment: dict[str, str]) -> None:
+    """Replaces this process's variables; Ray remembers what they said of tokens (2.60)."""
+    from ray._private.authentication.authentication_token_setup import (
+        AuthenticationTokenLoader,
+        Config,
+    )
+
+    os.environ.clear()
+    os.environ.update(environment)
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _run(*command: str, check: bool = True, environment: dict[str, str] | None = None) -> str:

@@ -12,9 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray.util import placement_group, placement_group_table, remove_placement_group
 
+from retro_ml.cluster.connect import connect
+from retro_ml.cluster.trial_actor import TrialActor, trial_config
+from retro_ml.cluster.trials import place
 from retro_ml.core.artifacts.metrics_file import read_rows
+from retro_ml.core.engine.launcher import LaunchError
+from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.run_paths import RunPaths
+from retro_ml.core.experiments.sections import ResourcesConfig
 
 pytest.importorskip("aiohttp", reason="the jobs API needs the extra cluster")
 
@@ -27,15 +35,12 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[LocalNodes]:
     """A head without CPUs and a worker, token authentication on."""
-    before = dict(os.environ)
-    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        patch.delenv("RAY_ADDRESS", raising=False)
         with LocalNodes(cpus=2) as nodes:
-            nodes.worker = nodes.add_worker()
+            nodes.add_worker()
             yield nodes
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @pytest.fixture
@@ -155,6 +160,39 @@ def test_a_stopped_job_saves_a_checkpoint_and_goes_on(call: Command, tmp_path: P
     steps = [data["step"] for data in events_of(folder, "training_step")]
     assert steps[-1] < 40_000
     assert events_of(folder, "checkpoint_saved")[-1]["step"] == steps[-1]
+
+
+def test_parts_of_a_trial_go_to_the_nodes_that_have_what_they_need(nodes: LocalNodes) -> None:
+    """Placement groups as trials ask for them, on nodes whose GPU is logical."""
+    gpu_node = nodes._cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=100_000_000)
+    resources = {"num_gpus": 0.5, "num_env_runners": 1, "games_per_env_runner": 8}
+    config = ExperimentConfig(game_id="pong", resources=resources)
+    address = nodes._cluster.address
+    with connect(address) as cluster:
+        cpus, gpus = place(config, cluster)
+        assert (cpus, gpus) == (1, 0.5)
+        trial = trial_config(config, num_cpus=cpus, num_gpus=gpus, restore_from=None)
+        asked = TrialActor.default_resource_request(trial)
+        groups = [placement_group(asked.bundles, strategy=asked.strategy) for _ in range(2)]
+        ray.get([group.ready() for group in groups], timeout=60)
+        homes = [placement_group_table(group)["bundles_to_node_id"] for group in groups]
+        assert [home[0] for home in homes] == [gpu_node.node_id] * 2
+        assert {home[1] for home in homes} - {gpu_node.node_id}
+        for group in groups:
+            remove_placement_group(group)
+        too_much = config.model_copy(update={"resources": ResourcesConfig(num_gpus=2)})
+        with pytest.raises(LaunchError, match="needs 2 GPUs, but there are 1"):
+            place(too_much, cluster)
+    nodes._cluster.remove_node(gpu_node)
+
+
+def test_env_runners_on_other_nodes_play(call: Command, tmp_path: Path) -> None:
+    resources = ["resources.num_env_runners=2", "resources.games_per_env_runner=8"]
+    words = words_of(tmp_path, "spread", agent_steps=1_000)
+    for setting in resources:
+        words += ["--set", setting]
+    done = call("submit", "--", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_what_the_run_ends_with_is_what_submit_ends_with(call: Command, tmp_path: Path) -> None:
