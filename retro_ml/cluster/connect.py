@@ -115,8 +115,11 @@ def _refuse_open(address: str) -> None:
 
 
 def _describe(scratch_dir: Path | None = None) -> Cluster:
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes = tuple(Node(cpus=node.get("CPU", 0), gpus=node.get("GPU", 0)) for node in alive)
+    alive = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    nodes = tuple(
+        Node(cpus=has.get("CPU", 0), gpus=has.get("GPU", 0), node_id=node_id)
+        for node_id, has in alive
+    )
     return Cluster(
         cpus=int(sum(node.cpus for node in nodes)),
         gpus=float(sum(node.gpus for node in nodes)),

@@ -37,6 +37,7 @@ class Node:
 
     cpus: float
     gpus: float = 0.0
+    node_id: str = ""
 
 
 def trial_bundles(
@@ -97,6 +98,23 @@ def choose_resources(
         raise LaunchError(_explain(resources, gpus, nodes) + remedy)
     logger.warning("no node has room for this run yet: waiting for the cluster to grow")
     return resources.num_cpus or 1, gpus
+
+
+def find_nodes_to_spare(
+    config: ExperimentConfig, nodes: Sequence[Node], *, num_cpus: int, num_gpus: float
+) -> tuple[str, ...]:
+    """The nodes that a trial's env runners leave to those who need a GPU.
+
+    Ray packs a trial's bundles onto as few nodes as it can (2.60): env runners would take the CPUs
+    beside a GPU, and the next trial could not use what is left of it. None are spared where the
+    nodes without GPUs have no room for all.
+    """
+    resources = config.resources
+    room = sum(int(node.cpus) for node in nodes if not node.gpus)
+    needed = resources.num_env_runners + (num_cpus if resources.num_learners else 0)
+    if not num_gpus or not resources.num_env_runners or room < needed:
+        return ()
+    return tuple(node.node_id for node in nodes if node.gpus)
 
 
 def _pack(bundles: Sequence[Bundle], free: list[list[float]]) -> bool:

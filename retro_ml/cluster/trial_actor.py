@@ -7,6 +7,7 @@ the driver would spend seconds and 200 MB on them for nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ray.tune import PlacementGroupFactory, Trainable
@@ -19,7 +20,12 @@ EXPERIMENT = "experiment"
 
 
 def trial_config(
-    config: ExperimentConfig, *, num_cpus: int, num_gpus: float, restore_from: str | None
+    config: ExperimentConfig,
+    *,
+    num_cpus: int,
+    num_gpus: float,
+    restore_from: str | None,
+    spared_nodes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Tune's config of a trial.
 
@@ -28,6 +34,7 @@ def trial_config(
         num_cpus: CPUs, and so threads, of the trial's main process.
         num_gpus: GPUs of the trial, shared by its learners.
         restore_from: a checkpoint folder to start from.
+        spared_nodes: ids of nodes where no env runner is to be.
     """
     return {
         EXPERIMENT: config.model_dump(mode="json"),
@@ -36,6 +43,7 @@ def trial_config(
         # As the driver sees it: the actor has another working directory.
         "checkpoints_dir": str(config.checkpoints_dir),
         "restore_from": restore_from,
+        "spared_nodes": list(spared_nodes),
     }
 
 
@@ -52,7 +60,13 @@ class TrialActor(Trainable):
             env_runners=resources["num_env_runners"],
             learners=resources["num_learners"],
         )
-        return PlacementGroupFactory(bundles)
+        spared, env_runners = config["spared_nodes"], resources["num_env_runners"]
+        if not spared:
+            return PlacementGroupFactory(bundles)
+        elsewhere = {"ray.io/node-id": f"!in({','.join(spared)})"}
+        learners: list[dict[str, str]] = [{}] * resources["num_learners"]
+        selectors = [{}, *[elsewhere] * env_runners, *learners]
+        return PlacementGroupFactory(bundles, bundle_label_selector=selectors)
 
     def setup(self, config: dict[str, Any]) -> None:
         """Builds the Algorithm; it goes on from `restore_from` where that is given."""

@@ -20,7 +20,7 @@ from retro_ml.cluster.connect import Cluster, connect
 from retro_ml.cluster.driver_process import environment
 from retro_ml.cluster.head_watch import HeadLost, HeadWatch
 from retro_ml.cluster.node_checks import check_other_nodes
-from retro_ml.cluster.placement import Node, choose_resources
+from retro_ml.cluster.placement import Node, choose_resources, find_nodes_to_spare
 from retro_ml.cluster.plan import plan_run
 from retro_ml.cluster.trial_actor import EXPERIMENT, TrialActor, trial_config
 from retro_ml.cluster.worker_output import log_worker_output
@@ -165,11 +165,18 @@ def build_experiment(
     if cluster.embedded:
         check_memory(config)
     restore_from = None if trial.restore_from is None else str(trial.restore_from)
+    spared = find_nodes_to_spare(config, cluster.nodes, num_cpus=cpus, num_gpus=gpus)
     every = max(1, round(config.checkpointing.every_steps / config.iteration_agent_steps))
     return Experiment(
         config.experiment_id,
         run=TrialActor,
-        config=trial_config(config, num_cpus=cpus, num_gpus=gpus, restore_from=restore_from),
+        config=trial_config(
+            config,
+            num_cpus=cpus,
+            num_gpus=gpus,
+            restore_from=restore_from,
+            spared_nodes=spared,
+        ),
         stop=stopper,
         storage_path=str(cluster.scratch_dir or config.paths.tune_dir),
         checkpoint_config=CheckpointConfig(checkpoint_frequency=every, checkpoint_at_end=True),

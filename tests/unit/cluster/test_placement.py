@@ -10,9 +10,11 @@ from retro_ml.cluster.placement import (
     Node,
     choose_resources,
     count_at_once,
+    find_nodes_to_spare,
     fits,
     trial_bundles,
 )
+from retro_ml.cluster.trial_actor import TrialActor, trial_config
 from retro_ml.core.engine.launcher import LaunchError
 from retro_ml.core.experiments.config import ExperimentConfig
 
@@ -71,6 +73,27 @@ def test_env_runners_go_to_nodes_without_gpus() -> None:
     assert chosen(GPU_NODE, CPU_NODE, num_env_runners=20, games_per_env_runner=1) == (4, 1.0)
     with pytest.raises(LaunchError, match="lower resources"):
         chosen(GPU_NODE, CPU_NODE, num_env_runners=24, games_per_env_runner=1)
+
+
+def test_env_runners_leave_gpu_nodes_alone_where_others_have_room_for_all() -> None:
+    nodes = [Node(cpus=8, gpus=1, node_id="g"), Node(cpus=4, node_id="c")]
+
+    def spared(**resources: Any) -> tuple[str, ...]:
+        config = ExperimentConfig(game_id="pong", resources=resources)
+        return find_nodes_to_spare(
+            config, nodes, num_cpus=2, num_gpus=resources.get("num_gpus", 1.0)
+        )
+
+    assert spared(num_env_runners=4) == ("g",)
+    assert spared(num_env_runners=8) == spared() == ()
+    assert spared(num_env_runners=4, num_gpus=0) == ()
+    assert spared(num_env_runners=4, num_learners=1) == ()
+    config = ExperimentConfig(game_id="pong", resources={"num_env_runners": 2})
+    trial = trial_config(
+        config, num_cpus=2, num_gpus=1.0, restore_from=None, spared_nodes=("g", "h")
+    )
+    asked = TrialActor.default_resource_request(trial)._bound.kwargs["bundle_label_selector"]
+    assert asked == [{}, *[{"ray.io/node-id": "!in(g,h)"}] * 2]
 
 
 def test_learners_bring_their_gpus_together_from_several_nodes() -> None:
