@@ -159,7 +159,7 @@ class LocalNodes:
 
     def __enter__(self) -> LocalNodes:
         self._environment_before = dict(os.environ)
-        _change_environment(self.environment)
+        change_environment(self.environment)
         from ray.cluster_utils import Cluster
 
         self._cluster = Cluster(
@@ -170,7 +170,7 @@ class LocalNodes:
 
     def __exit__(self, *_: object) -> None:
         self._cluster.shutdown()
-        _change_environment(self._environment_before)
+        change_environment(self._environment_before)
 
     @property
     def address(self) -> str:
@@ -223,7 +223,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def _change_environment(environment: dict[str, str]) -> None:
+def change_environment(environment: dict[str, str]) -> None:
     """Replaces this process's variables; Ray remembers what they said of tokens (2.60)."""
     from ray._private.authentication.authentication_token_setup import (
         AuthenticationTokenLoader,

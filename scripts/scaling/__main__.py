@@ -48,7 +48,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/scale_simulation", description=__doc__)
     parser.add_argument("--trials", type=int, default=1_000, help="in all (1,000)")
     parser.add_argument("--at-once", type=int, default=8, help="processes of trials (8)")
-    parser.add_argument("--iterations", type=int, default=10, help="of each trial (10)")
+    parser.add_argument("--iterations", type=int, default=5, help="of each trial (5)")
     parser.add_argument("--out", metavar="DIR", default="runs/scale", help="(runs/scale)")
     parser.add_argument("--docs", action="store_true", help="rewrite the tables in the docs")
     return parser.parse_args()

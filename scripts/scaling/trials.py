@@ -11,6 +11,7 @@ import functools
 import gc
 import os
 import resource
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from retro_ml.core.metrics.event_bus import MetricEvent, MetricEventBus
 from scaling.emitting_trial import ITERATION_AGENT_STEPS, EmittingTrial
 
 SAMPLE_S = 1.0
+TELL_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,10 @@ class _Watch:
 
     def _follow(self) -> None:
         while not self._ended.wait(SAMPLE_S):
-            self.samples.append(self.look())
+            sample = self.look()
+            self.samples.append(sample)
+            if len(self.samples) % TELL_EVERY == 0:
+                print(f"{sample.elapsed_s:.0f} s: {sample.events:,} events", file=sys.stderr)
 
 
 def measure_bus(experiments: int, *, by_experiment: bool) -> float:

@@ -1,10 +1,12 @@
 """`retro-ml submit` and `retro-ml doctor` before any cluster is asked."""
 
+import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -229,3 +231,88 @@ def test_the_doctor_looks_at_this_machine(capsys: pytest.CaptureFixture[str]) ->
     faults = [check["name"] for check in json.loads(captured.out)["checks"] if check["fault"]]
     assert faults == ["memory", "placement"]
     assert captured.err.count("error: ") == 2
+
+
+OUTPUT = "one\ntwo\nthree\nfour\n"
+
+
+class BrokenClient:
+    """Ray's client where the connection breaks again and again while the job goes on."""
+
+    def __init__(self, *cuts: int | None) -> None:
+        self.cuts = list(cuts)
+        self.tries = 0
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        self.tries += 1
+        cut = self.cuts.pop(0) if self.cuts else len(OUTPUT)
+        for line in OUTPUT[:cut].splitlines(keepends=True):
+            yield line
+        if cut is None or cut < len(OUTPUT):
+            raise RuntimeError("WebSocket connection closed unexpectedly")
+
+    def get_job_info(self, job_id: str) -> Any:
+        if self.cuts and self.cuts[0] is None:
+            self.cuts.pop(0)
+            raise ConnectionError("Failed to connect")
+        ended = not self.cuts
+        return SimpleNamespace(
+            status=JobStatus.SUCCEEDED if ended else JobStatus.RUNNING, driver_exit_code=0
+        )
+
+    def get_job_logs(self, job_id: str) -> str:
+        return OUTPUT
+
+
+@pytest.mark.parametrize("cuts", [(), (4, 8), (0, None, None, 8), (6, 8, 18)])
+def test_a_lost_connection_is_taken_up_where_it_was(
+    cuts: tuple[int | None, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "RETRY_S", 0.0)
+    one = jobs.Jobs.__new__(jobs.Jobs)
+    one._client, one._followers = BrokenClient(*cuts), {}  # type: ignore[assignment]
+    one.address = "http://head:8265"
+    shown: list[str] = []
+    told: list[str] = []
+    assert one.follow("x", shown.append, notice=told.append).exit_code == 0
+    assert "".join(shown) == OUTPUT
+    assert bool(told) == bool(cuts)
+    assert all("the job goes on" in line for line in told)
+
+
+def test_a_job_that_a_new_head_does_not_know_is_not_waited_for() -> None:
+    one = jobs.Jobs.__new__(jobs.Jobs)
+    client = BrokenClient(0)
+    client.get_job_info = fail_with_404  # type: ignore[method-assign]
+    one._client, one._followers, one.address = client, {}, "http://head:8265"  # type: ignore[assignment]
+    with pytest.raises(LaunchError, match="knows no job x any more"):
+        one.follow("x", print, notice=print)
+
+
+def fail_with_404(job_id: str) -> Any:
+    raise RuntimeError("Request failed with status code 404: Job x does not exist.")
+
+
+def test_ctrl_c_leaves_the_job_and_twice_stops_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupts = iter([True, True, False])
+
+    def follow(job_id: str, show: Any, *, notice: Any) -> jobs.Outcome:
+        if next(interrupts):
+            raise KeyboardInterrupt
+        return jobs.Outcome(143)
+
+    def sleep(seconds: float) -> None:
+        if twice:
+            raise KeyboardInterrupt
+
+    stopped: list[str] = []
+    fake: Any = SimpleNamespace(address="http://head:8265", follow=follow, stop=stopped.append)
+    flags = argparse.Namespace(stop=False, no_wait=False)
+    monkeypatch.setattr(submit.time, "sleep", sleep)
+    twice = False
+    assert (submit._attend(fake, "x", flags), stopped) == (130, [])
+    assert "the job goes on; follow it: retro-ml submit" in capsys.readouterr().err
+    interrupts, twice = iter([True, False]), True
+    assert (submit._attend(fake, "x", flags), stopped) == (143, ["x"])
