@@ -14,6 +14,8 @@ from retro_ml.core.experiments.faults import nearest_names
 COMMANDS = {
     "run": ("retro_ml.run", "train an agent on an Atari game"),
     "sweep": ("retro_ml.sweep", "train games x algorithms x seeds x hyperparameters"),
+    "submit": ("retro_ml.submit", "run a command of retro-ml on a Ray cluster, as a job"),
+    "doctor": ("retro_ml.doctor", "look whether this machine or a cluster can run an experiment"),
     "evaluate": ("retro_ml.evaluate", "play whole games with a trained agent and score it"),
 }
 

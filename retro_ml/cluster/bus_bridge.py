@@ -53,6 +53,12 @@ class BusBridge(Callback):
         self._publish(MetricEvent.now(EventType.CHECKPOINT_SAVED, experiment_id(trial), data))
 
 
+def read_pointer(checkpoint: Any) -> dict[str, Any]:
+    """Where a trial's checkpoint lies, perhaps on another node's disk: `path`, `agent_steps`."""
+    path = Path(checkpoint.path)
+    return {"path": str(path), "agent_steps": int(path.name.removeprefix("step-"))}
+
+
 def experiment_id(trial: Any) -> str:
     """The experiment that a Tune trial is."""
     return str(trial.config[EXPERIMENT]["experiment_id"])

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import ray
 
+from retro_ml.cluster.access import describe_token_fault, is_open
 from retro_ml.cluster.driver_process import first_line, own_signal_handlers, worker_environment
 from retro_ml.cluster.embedded import start_ray
+from retro_ml.cluster.placement import Node
 from retro_ml.core.engine.launcher import LaunchError
 
 REACH_TIMEOUT_S = 10.0
@@ -25,6 +27,8 @@ class Cluster:
 
     cpus: int
     gpus: float
+    nodes: tuple[Node, ...] = ()
+    """The same, node by node; empty: one node has it all."""
     scratch_dir: Path | None = None
     """The embedded Ray's folder, gone after the run; None on another Ray."""
 
@@ -40,15 +44,17 @@ class Cluster:
 
 
 @contextmanager
-def connect(address: str | None) -> Iterator[Cluster]:
+def connect(address: str | None, *, allow_open: bool = False) -> Iterator[Cluster]:
     """Attaches to a Ray, or starts one and ends it afterwards.
 
     Args:
         address: a cluster's address; None takes RAY_ADDRESS, or the Ray that this process is
             attached to already, or starts one.
+        allow_open: use a cluster although it lets everybody in who reaches it.
 
     Raises:
-        LaunchError: there is no Ray at that address, or none can be started here.
+        LaunchError: there is no Ray at that address, or none that may be used, or none can be
+            started here.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     if address is not None:
@@ -58,6 +64,8 @@ def connect(address: str | None) -> Iterator[Cluster]:
     elif address and address != "local":
         _attach(address)
         try:
+            if not allow_open:
+                _refuse_open(address)
             yield _describe()
         finally:
             ray.shutdown()
@@ -80,6 +88,9 @@ def _check_reachable(address: str) -> None:
 
 
 def _attach(address: str) -> None:
+    fault = describe_token_fault()
+    if fault is not None:
+        raise LaunchError(fault)
     try:
         with own_signal_handlers():
             ray.init(
@@ -94,10 +105,24 @@ def _attach(address: str) -> None:
         ) from error
 
 
+def _refuse_open(address: str) -> None:
+    if is_open(ray.get_runtime_context().gcs_address):
+        raise LaunchError(
+            f"the Ray cluster at {address} has no token authentication: whoever reaches it runs "
+            "code there (CVE-2023-48022); start its nodes with RAY_AUTH_MODE=token, or accept it "
+            "with --allow-open-cluster"
+        )
+
+
 def _describe(scratch_dir: Path | None = None) -> Cluster:
-    resources = ray.cluster_resources()
+    alive = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    nodes = tuple(
+        Node(cpus=has.get("CPU", 0), gpus=has.get("GPU", 0), node_id=node_id)
+        for node_id, has in alive
+    )
     return Cluster(
-        cpus=int(resources.get("CPU", 0)),
-        gpus=float(resources.get("GPU", 0)),
+        cpus=int(sum(node.cpus for node in nodes)),
+        gpus=float(sum(node.gpus for node in nodes)),
+        nodes=nodes,
         scratch_dir=scratch_dir,
     )

@@ -22,6 +22,8 @@ from retro_ml.cluster.bus_bridge import BusBridge
 from retro_ml.cluster.connect import Cluster, connect
 from retro_ml.cluster.driver_process import environment
 from retro_ml.cluster.head_watch import HeadLost, HeadWatch
+from retro_ml.cluster.node_checks import check_other_nodes
+from retro_ml.cluster.placement import Node, count_at_once, find_nodes_to_spare, trial_bundles
 from retro_ml.cluster.plan import plan_run
 from retro_ml.cluster.schedulers import PbtByPopulation, build_scheduler
 from retro_ml.cluster.trial_actor import EXPERIMENT, TrialActor, trial_config
@@ -62,11 +64,12 @@ class TuneSweepLauncher(TuneLauncher):
         """
         with (
             environment(TUNE_ENVIRONMENT),
-            connect(options.ray_address) as cluster,
+            connect(options.ray_address, allow_open=options.allow_open_cluster) as cluster,
             log_worker_output(cluster.logs_dir),
             HeadWatch(embedded=cluster.embedded) as head,
         ):
-            room = Room(sweep, cluster)
+            room = Room(sweep, cluster, options)
+            check_other_nodes([planned.config for planned in sweep.trials])
             hours = min(sweep.max_hours or math.inf, options.max_hours or math.inf)
             stopper = SweepStopper(source, self._stop_requested, head=head, hours=hours)
             stopper.stop_score = options.stop_score
@@ -108,13 +111,17 @@ class Room:
     Args:
         sweep: its trials, of which none may be too large.
         cluster: what there is.
+        options: whether more nodes will come.
 
     Raises:
         LaunchError: a trial can never be placed.
     """
 
-    def __init__(self, sweep: SweepConfig, cluster: Cluster) -> None:
+    def __init__(
+        self, sweep: SweepConfig, cluster: Cluster, options: RunOptions | None = None
+    ) -> None:
         self._cluster = cluster
+        self._options = options
         configs = [planned.config for planned in sweep.trials]
         self.concurrent = sweep.max_concurrent or max(1, self._count_fitting(configs))
         # All of a population take turns, in as many at once as there is room for.
@@ -140,8 +147,15 @@ class Room:
         )
         kind += (config.use_gpu,)
         if kind not in self._placed:  # what there is to say of it is said once
-            self._placed[kind] = place(config, self._cluster, concurrent=self.concurrent)
+            self._placed[kind] = place(
+                config, self._cluster, self._options, concurrent=self.concurrent
+            )
         return self._placed[kind]
+
+    def find_nodes_to_spare(self, config: ExperimentConfig) -> tuple[str, ...]:
+        """See `placement.find_nodes_to_spare`."""
+        cpus, gpus = self.place(config)
+        return find_nodes_to_spare(config, self._cluster.nodes, num_cpus=cpus, num_gpus=gpus)
 
     def _count_fitting(self, configs: list[ExperimentConfig]) -> int:
         """Trials that there are CPUs, GPUs and memory for at once."""
@@ -253,11 +267,18 @@ class TrialFeed(SearchAlgorithm):
         config = trial.config
         cpus, gpus = self._room.place(config)
         restore_from = None if trial.restore_from is None else str(trial.restore_from)
+        spared = self._room.find_nodes_to_spare(config)
         every = max(1, round(config.checkpointing.every_steps / config.iteration_agent_steps))
         return TuneTrial(
             self._experiment.run_identifier,
             trial_id=config.experiment_id,
-            config=trial_config(config, num_cpus=cpus, num_gpus=gpus, restore_from=restore_from),
+            config=trial_config(
+                config,
+                num_cpus=cpus,
+                num_gpus=gpus,
+                restore_from=restore_from,
+                spared_nodes=spared,
+            ),
             storage=self._experiment.storage,
             checkpoint_config=CheckpointConfig(checkpoint_frequency=every, checkpoint_at_end=True),
             trial_dirname_creator=_folder_name,
@@ -309,12 +330,16 @@ class SweepCallback(Callback):
 def _count_placed(config: ExperimentConfig, cluster: Cluster) -> int:
     """Trials of this kind that the cluster has room for, one CPU each if nothing is said."""
     resources = config.resources
-    cpus = (resources.num_cpus or 1) + resources.num_env_runners + resources.num_learners
-    fit = cluster.cpus // cpus
+    gpus = 0.0
     if config.use_gpu and cluster.gpus >= 1:
         gpus = 1.0 if resources.num_gpus is None else resources.num_gpus
-        fit = min(fit, math.floor(cluster.gpus / gpus)) if gpus else fit
-    return fit
+    bundles = trial_bundles(
+        num_cpus=resources.num_cpus or 1,
+        num_gpus=gpus,
+        env_runners=resources.num_env_runners,
+        learners=resources.num_learners,
+    )
+    return count_at_once(bundles, cluster.nodes or (Node(cpus=cluster.cpus, gpus=cluster.gpus),))
 
 
 def _largest(configs: list[ExperimentConfig]) -> int:

@@ -8,6 +8,7 @@ the driver would spend seconds and 200 MB on them for nothing.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +17,7 @@ from pyarrow.fs import LocalFileSystem
 from ray.train._internal.checkpoint_manager import _TrainingResult
 from ray.tune import Checkpoint, PlacementGroupFactory, Trainable
 
+from retro_ml.cluster.placement import trial_bundles
 from retro_ml.cluster.trial_checkpoints import TrialCheckpoints
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.rllib.names import AGENT_STEPS, POINTER_FILE, RECORDS, SCORE
@@ -24,7 +26,12 @@ EXPERIMENT = "experiment"
 
 
 def trial_config(
-    config: ExperimentConfig, *, num_cpus: int, num_gpus: float, restore_from: str | None
+    config: ExperimentConfig,
+    *,
+    num_cpus: int,
+    num_gpus: float,
+    restore_from: str | None,
+    spared_nodes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Tune's config of a trial.
 
@@ -33,6 +40,7 @@ def trial_config(
         num_cpus: CPUs, and so threads, of the trial's main process.
         num_gpus: GPUs of the trial, shared by its learners.
         restore_from: a checkpoint folder to start from.
+        spared_nodes: ids of nodes where no env runner is to be.
     """
     return {
         EXPERIMENT: config.model_dump(mode="json"),
@@ -41,6 +49,7 @@ def trial_config(
         # As the driver sees it: the actor has another working directory.
         "checkpoints_dir": str(config.checkpoints_dir),
         "restore_from": restore_from,
+        "spared_nodes": list(spared_nodes),
     }
 
 
@@ -51,12 +60,19 @@ class TrialActor(Trainable):
     def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
         """The bundles that RLlib asks for: main process, env runners, remote learners."""
         resources = config[EXPERIMENT]["resources"]
-        learners, gpus = resources["num_learners"], config["num_gpus"]
-        main = {"CPU": config["num_cpus"], "GPU": 0 if learners else gpus}
-        env_runners = [{"CPU": 1, "GPU": 0}] * resources["num_env_runners"]
-        # A learner with a GPU shares the CPUs of the main process.
-        learner = {"CPU": 0 if gpus else 1, "GPU": gpus / max(learners, 1)}
-        return PlacementGroupFactory([main, *env_runners, *[learner] * learners])
+        bundles = trial_bundles(
+            num_cpus=config["num_cpus"],
+            num_gpus=config["num_gpus"],
+            env_runners=resources["num_env_runners"],
+            learners=resources["num_learners"],
+        )
+        spared, env_runners = config["spared_nodes"], resources["num_env_runners"]
+        if not spared:
+            return PlacementGroupFactory(bundles)
+        elsewhere = {"ray.io/node-id": f"!in({','.join(spared)})"}
+        learners: list[dict[str, str]] = [{}] * resources["num_learners"]
+        selectors = [{}, *[elsewhere] * env_runners, *learners]
+        return PlacementGroupFactory(bundles, bundle_label_selector=selectors)
 
     def setup(self, config: dict[str, Any]) -> None:
         """Builds the Algorithm; it goes on from `restore_from` where that is given."""

@@ -19,6 +19,8 @@ from retro_ml.cluster.bus_bridge import BusBridge, experiment_id
 from retro_ml.cluster.connect import Cluster, connect
 from retro_ml.cluster.driver_process import environment
 from retro_ml.cluster.head_watch import HeadLost, HeadWatch
+from retro_ml.cluster.node_checks import check_other_nodes
+from retro_ml.cluster.placement import Node, choose_resources, find_nodes_to_spare
 from retro_ml.cluster.plan import plan_run
 from retro_ml.cluster.trial_actor import EXPERIMENT, TrialActor, trial_config
 from retro_ml.cluster.worker_output import log_worker_output
@@ -30,10 +32,6 @@ from retro_ml.rllib.names import AGENT_STEPS, SCORE
 
 logger = logging.getLogger("retro_ml.cluster")
 
-MAX_CPUS = 16
-"""Of a trial's main process where the config leaves it open: it has 4 to 16 games, and updates of
-32 to 256 samples; more threads would wait for each other. A choice by reasoning, not by
-measurement (docs/benchmarks.md)."""
 TUNE_ENVIRONMENT = {
     # Our writers leave the artifacts; Tune's own loggers would double them.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -71,12 +69,13 @@ class TuneLauncher:
         """
         with (
             environment(TUNE_ENVIRONMENT),
-            connect(options.ray_address) as cluster,
+            connect(options.ray_address, allow_open=options.allow_open_cluster) as cluster,
             log_worker_output(cluster.logs_dir),
             HeadWatch(embedded=cluster.embedded) as head,
         ):
             stopper = RunStopper(trials, options, self._stop_requested, head=head)
-            experiments = [build_experiment(trial, cluster, stopper) for trial in trials]
+            experiments = [build_experiment(trial, cluster, stopper, options) for trial in trials]
+            check_other_nodes([trial.config for trial in trials])
             try:
                 analysis = tune.run(
                     experiments,
@@ -155,22 +154,31 @@ class RunStopper(Stopper):
         return True
 
 
-def build_experiment(trial: Trial, cluster: Cluster, stopper: RunStopper) -> Experiment:
+def build_experiment(
+    trial: Trial, cluster: Cluster, stopper: RunStopper, options: RunOptions
+) -> Experiment:
     """One Tune experiment of one trial.
 
     Raises:
         LaunchError: the cluster is too small for it.
     """
     config = trial.config
-    cpus, gpus = place(config, cluster)
+    cpus, gpus = place(config, cluster, options)
     if cluster.embedded:
         check_memory(config)
     restore_from = None if trial.restore_from is None else str(trial.restore_from)
+    spared = find_nodes_to_spare(config, cluster.nodes, num_cpus=cpus, num_gpus=gpus)
     every = max(1, round(config.checkpointing.every_steps / config.iteration_agent_steps))
     return Experiment(
         config.experiment_id,
         run=TrialActor,
-        config=trial_config(config, num_cpus=cpus, num_gpus=gpus, restore_from=restore_from),
+        config=trial_config(
+            config,
+            num_cpus=cpus,
+            num_gpus=gpus,
+            restore_from=restore_from,
+            spared_nodes=spared,
+        ),
         stop=stopper,
         storage_path=str(cluster.scratch_dir or config.paths.tune_dir),
         checkpoint_config=CheckpointConfig(checkpoint_frequency=every, checkpoint_at_end=True),
@@ -178,41 +186,29 @@ def build_experiment(trial: Trial, cluster: Cluster, stopper: RunStopper) -> Exp
     )
 
 
-def place(config: ExperimentConfig, cluster: Cluster, *, concurrent: int = 1) -> tuple[int, float]:
+def place(
+    config: ExperimentConfig,
+    cluster: Cluster,
+    options: RunOptions | None = None,
+    *,
+    concurrent: int = 1,
+) -> tuple[int, float]:
     """CPUs of the trial's main process and GPUs of the trial.
 
     Args:
         config: says what it takes, or leaves it open.
         cluster: what there is.
+        options: whether more nodes will come.
         concurrent: trials that share it, where the config leaves it open.
 
     Raises:
         LaunchError: what the config asks for can never be had.
     """
-    resources = config.resources
-    helpers = resources.num_env_runners + resources.num_learners
-    cpus = resources.num_cpus or max(1, min(cluster.cpus // concurrent - helpers, MAX_CPUS))
-    if cpus + helpers > cluster.cpus:
-        raise LaunchError(
-            f"the run needs {cpus + helpers} CPUs ({cpus} for its main process, "
-            f"{resources.num_env_runners} for env runners, {resources.num_learners} for learners), "
-            f"but there are {cluster.cpus}; lower resources.num_env_runners, "
-            "resources.num_learners or resources.num_cpus"
-        )
-    if not config.use_gpu:
-        return cpus, 0.0
-    if resources.num_gpus is not None:
-        if resources.num_gpus > cluster.gpus:
-            raise LaunchError(
-                f"the run needs {resources.num_gpus:g} GPUs, but there are {cluster.gpus:g}; "
-                "lower resources.num_gpus, or set use_gpu to false"
-            )
-        return cpus, resources.num_gpus
-    if cluster.gpus < 1:
-        logger.warning("no GPU found: training runs on the CPU")
-        return cpus, 0.0
-    # A whole one, or an even part of one.
-    return cpus, 1.0 / math.ceil(concurrent / math.floor(cluster.gpus))
+    wait_for_nodes = None
+    if options is not None and not cluster.embedded:
+        wait_for_nodes = options.wait_for_nodes
+    nodes = cluster.nodes or (Node(cpus=cluster.cpus, gpus=cluster.gpus),)
+    return choose_resources(config, nodes, concurrent=concurrent, wait_for_nodes=wait_for_nodes)
 
 
 def check_memory(config: ExperimentConfig) -> None:

@@ -9,9 +9,13 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from clustering.nodes import change_environment
+from ray.cluster_utils import Cluster
 
+from retro_ml.cluster.access import is_open
 from retro_ml.cluster.connect import connect
 from retro_ml.cluster.worker_output import log_worker_output
+from retro_ml.core.engine.launcher import LaunchError
 
 pytestmark = pytest.mark.integration
 
@@ -80,6 +84,31 @@ def test_a_job_s_runtime_environment_is_not_for_it(monkeypatch: pytest.MonkeyPat
     with connect("local"):
         assert ray.get(ray.remote(_get_variable).remote("A_JOBS_OWN"), timeout=30) is None
     assert os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"] == job
+
+
+def test_a_cluster_that_lets_everybody_in_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    before = dict(os.environ)
+    change_environment({**before, "RAY_AUTH_MODE": "disabled"})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        with pytest.raises(LaunchError, match="no token authentication"), connect(cluster.address):
+            pass
+        assert not ray.is_initialized()
+        with connect(cluster.address, allow_open=True) as open_cluster:
+            assert open_cluster.cpus == 1
+    finally:
+        cluster.shutdown()
+        change_environment(before)
+
+
+def test_a_ray_of_our_own_lets_nobody_in_without_its_token() -> None:
+    with connect(None):
+        assert not is_open(ray.get_runtime_context().gcs_address)
 
 
 def test_what_workers_print_is_logged(caplog: pytest.LogCaptureFixture) -> None:

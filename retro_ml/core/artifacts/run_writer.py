@@ -39,13 +39,13 @@ class RunWriter(ABC):
                 self._begin()
             except Exception as error:
                 self.error = self.error or error
-        bus.subscribe(None, self)
+        bus.subscribe(None, self, experiment_id=self._config.experiment_id)
         return self
 
     def close(self) -> None:
         """Leave the bus and close the files. Raises ArtifactError."""
         if self._bus is not None:
-            self._bus.unsubscribe(None, self)
+            self._bus.unsubscribe(None, self, experiment_id=self._config.experiment_id)
             self._bus = None
         with self._lock:
             try:

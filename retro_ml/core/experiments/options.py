@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from retro_ml.core.experiments.fields import FrozenModel, Real
+from retro_ml.core.experiments.fields import FrozenModel, Real, Switch
 
 
 class RunOptions(FrozenModel):
@@ -31,6 +31,15 @@ class RunOptions(FrozenModel):
         min_length=1,
         description="a running Ray cluster to use, e.g. host:6379 or auto "
         "(otherwise RAY_ADDRESS, or else a Ray of its own)",
+    )
+    allow_open_cluster: Switch = Field(
+        default=False,
+        description="use a Ray cluster without token authentication, where whoever reaches it "
+        "runs code (CVE-2023-48022)",
+    )
+    wait_for_nodes: Switch = Field(
+        default=False,
+        description="where no node has room for a trial yet, wait for an autoscaler to start one",
     )
     progress: Literal["auto", "quiet"] = Field(
         default="auto",

@@ -63,7 +63,8 @@ class MetricEvent:
 
 
 Subscriber = Callable[[MetricEvent], object]
-_Subscription = tuple[EventType | None, Subscriber]
+_Subscription = tuple[int, EventType | None, Subscriber]
+_Listeners = dict[EventType, tuple[Subscriber, ...]]
 
 
 class MetricEventBus:
@@ -74,6 +75,9 @@ class MetricEventBus:
     has reached everybody, so `emit` called inside a subscriber returns before that. A subscriber
     that raises is logged with its traceback and harms no other. `history_limit` bounds the number
     of events remembered; the oldest are forgotten first.
+
+    Whoever wants one experiment's events says so when subscribing: an event then costs the same
+    whether one experiment is running or a thousand.
     """
 
     def __init__(self, history_limit: int = 10_000) -> None:
@@ -81,31 +85,48 @@ class MetricEventBus:
             raise ValueError(f"history_limit: {history_limit} -> 0 or more events")
         self._history: deque[MetricEvent] = deque(maxlen=history_limit)
         self._lock = threading.Lock()
-        self._subscriptions: tuple[_Subscription, ...] = ()
-        self._listeners: dict[EventType, tuple[Subscriber, ...]] = dict.fromkeys(EventType, ())
+        self._number = 0
+        # By experiment; those to all experiments under None, and in everybody's listeners.
+        self._subscriptions: dict[str | None, tuple[_Subscription, ...]] = {None: ()}
+        self._listeners: dict[str | None, _Listeners] = {None: dict.fromkeys(EventType, ())}
         self._waiting = threading.local()
 
-    def subscribe(self, event_type: EventType | None, callback: Subscriber) -> None:
+    def subscribe(
+        self,
+        event_type: EventType | None,
+        callback: Subscriber,
+        *,
+        experiment_id: str | None = None,
+    ) -> None:
         """Call `callback(event)` for every event of this type, or of any type when it is None.
 
-        Raises ValueError for an unknown type, TypeError for a callback that cannot be called.
+        With `experiment_id` for that experiment's events only. Raises ValueError for an unknown
+        type, TypeError for a callback that cannot be called.
         """
         if not callable(callback):
             raise TypeError(f"callback: {callback!r} -> a function of one event")
         wanted = None if event_type is None else EventType(event_type)
         with self._lock:
-            self._replace_subscriptions((*self._subscriptions, (wanted, callback)))
+            self._number += 1
+            before = self._subscriptions.get(experiment_id, ())
+            self._replace(experiment_id, (*before, (self._number, wanted, callback)))
 
-    def unsubscribe(self, event_type: EventType | None, callback: Subscriber) -> bool:
+    def unsubscribe(
+        self,
+        event_type: EventType | None,
+        callback: Subscriber,
+        *,
+        experiment_id: str | None = None,
+    ) -> bool:
         """Undo one `subscribe` with the same arguments; False when there was none."""
-        wanted = (None if event_type is None else EventType(event_type), callback)
+        wanted = None if event_type is None else EventType(event_type)
         with self._lock:
-            if wanted not in self._subscriptions:
-                return False
-            index = self._subscriptions.index(wanted)
-            rest = self._subscriptions[:index] + self._subscriptions[index + 1 :]
-            self._replace_subscriptions(rest)
-            return True
+            before = self._subscriptions.get(experiment_id, ())
+            for index, (_, kind, call) in enumerate(before):
+                if kind is wanted and call == callback:
+                    self._replace(experiment_id, before[:index] + before[index + 1 :])
+                    return True
+            return False
 
     def emit(self, event: MetricEvent) -> None:
         """Remember the event and hand it to its subscribers. Raises TypeError for anything else."""
@@ -150,17 +171,30 @@ class MetricEventBus:
         )
 
     def _hand_out(self, event: MetricEvent) -> None:
-        for callback in self._listeners[event.event_type]:
+        listeners = self._listeners.get(event.experiment_id) or self._listeners[None]
+        for callback in listeners[event.event_type]:
             try:
                 callback(event)
             except Exception:
                 logger.exception("subscriber %r failed on %s", callback, event.event_type.value)
 
-    def _replace_subscriptions(self, subscriptions: tuple[_Subscription, ...]) -> None:
+    def _replace(self, experiment_id: str | None, subscriptions: tuple[_Subscription, ...]) -> None:
         # New tuples each time: an emit under way keeps the ones it began with, and needs no lock.
-        self._subscriptions = subscriptions
-        self._listeners = {
-            kind: tuple(call for wanted, call in subscriptions if wanted in (None, kind))
+        if subscriptions or experiment_id is None:
+            self._subscriptions[experiment_id] = subscriptions
+        else:
+            del self._subscriptions[experiment_id]
+            del self._listeners[experiment_id]
+            return
+        changed = self._subscriptions if experiment_id is None else (experiment_id,)
+        for one in changed:
+            self._listeners[one] = self._build_listeners(one)
+
+    def _build_listeners(self, experiment_id: str | None) -> _Listeners:
+        own = self._subscriptions[experiment_id] if experiment_id is not None else ()
+        ordered = sorted((*self._subscriptions[None], *own), key=lambda one: one[0])
+        return {
+            kind: tuple(call for _, wanted, call in ordered if wanted in (None, kind))
             for kind in EventType
         }
 

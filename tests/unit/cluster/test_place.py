@@ -35,7 +35,7 @@ def test_env_runners_and_learners_are_left_theirs() -> None:
 def test_a_gpu_is_taken_where_there_is_one() -> None:
     assert placed(8, gpus=4.0) == (8, 1.0)
     assert placed(8, gpus=4.0, use_gpu=False) == (8, 0.0)
-    assert placed(8, gpus=1.0, resources={"num_gpus": 0.25}) == (8, 0.25)
+    assert placed(8, gpus=1.0, resources={"num_gpus": 0.25}) == (2, 0.25)
     with pytest.raises(LaunchError, match="needs 2 GPUs, but there are 1"):
         placed(8, gpus=1.0, resources={"num_gpus": 2})
 

@@ -75,6 +75,33 @@ def test_unsubscribe_undoes_one_subscription() -> None:
     assert len(seen) == 1
 
 
+def test_one_experiments_subscribers_hear_of_no_other_and_keep_their_place() -> None:
+    bus, calls = MetricEventBus(), []
+    bus.subscribe(None, lambda _: calls.append("first"))
+    bus.subscribe(STEP, lambda _: calls.append("a"), experiment_id="a")
+    bus.subscribe(None, lambda _: calls.append("b"), experiment_id="b")
+    bus.subscribe(STEP, lambda _: calls.append("last"))
+
+    for kind, run in ((STEP, "a"), (GAME, "a"), (STEP, "b"), (STEP, "c")):
+        calls.append(run.upper())
+        bus.emit(event(kind, run))
+
+    assert "".join(call[0] for call in calls) == "AfalAfBfblCfl"
+
+
+def test_an_event_costs_the_same_however_many_experiments_are_running() -> None:
+    bus, calls = MetricEventBus(), []
+    for number in range(1_000):
+        bus.subscribe(None, calls.append, experiment_id=str(number))
+    bus.emit(event(run="7"))
+    assert len(calls) == 1
+    for number in range(1_000):
+        assert bus.unsubscribe(None, calls.append, experiment_id=str(number))
+        assert not bus.unsubscribe(None, calls.append, experiment_id=str(number))
+    bus.emit(event(run="7"))
+    assert len(calls) == 1
+
+
 def test_bad_arguments_are_refused() -> None:
     bus = MetricEventBus()
     with pytest.raises(TypeError, match="callback"):

@@ -1,0 +1,204 @@
+"""Whether a trial's parts fit on the nodes, and how many CPUs and GPUs it is given.
+
+Ray places a trial as a group of bundles, each whole on one node, all or none; a group that can
+never be placed waits for ever. So it is tried here first, node by node: sums over the cluster are
+not enough. Nodes that others use count, since they become free. What an autoscaler may still start
+does not: Ray's head does not know it (2.60, ray issue 52033), so that takes the user's word
+(`wait_for_nodes`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from retro_ml.core.engine.launcher import LaunchError
+from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.core.experiments.sections import ResourcesConfig
+
+logger = logging.getLogger("retro_ml.cluster")
+
+Bundle = dict[str, float]
+"""`{"CPU": cpus, "GPU": gpus}` that one process needs, on one node."""
+MAX_CPUS = 16
+"""Of a trial's main process where the config leaves it open: it has 4 to 16 games, and updates of
+32 to 256 samples; more threads would wait for each other. A choice by reasoning, not by
+measurement (docs/benchmarks.md)."""
+MAX_TRIALS_COUNTED = 10_000
+GROWING = "; where an autoscaler starts nodes on demand, add --wait-for-nodes"
+ROUNDING = 1e-4
+"""Ray counts resources in ten-thousandths."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What one node has in all."""
+
+    cpus: float
+    gpus: float = 0.0
+    node_id: str = ""
+
+
+def trial_bundles(
+    *, num_cpus: int, num_gpus: float, env_runners: int, learners: int
+) -> list[Bundle]:
+    """The bundles that RLlib asks for: main process, env runners, remote learners.
+
+    Args:
+        num_cpus: of the main process.
+        num_gpus: of the trial: of its main process, or shared evenly by its remote learners.
+        env_runners: remote env runners, a CPU each.
+        learners: remote learners; one with a GPU uses the CPUs of the main process.
+    """
+    main: Bundle = {"CPU": num_cpus, "GPU": 0 if learners else num_gpus}
+    learner: Bundle = {"CPU": 0 if num_gpus else 1, "GPU": num_gpus / max(learners, 1)}
+    env_runner: Bundle = {"CPU": 1, "GPU": 0}
+    return [main, *[env_runner] * env_runners, *[learner] * learners]
+
+
+def fits(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> bool:
+    """Whether all bundles have room at the same time.
+
+    Exact for a trial's bundles: but for the main process all are alike and take whole CPUs or an
+    even share of the GPUs, so it does not matter where the main process goes.
+    """
+    return _pack(bundles, [[node.cpus, node.gpus] for node in nodes])
+
+
+def count_at_once(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> int:
+    """How many such trials have room at the same time, placed one after the other."""
+    free = [[node.cpus, node.gpus] for node in nodes]
+    count = 0
+    while count < MAX_TRIALS_COUNTED and _pack(bundles, free):
+        count += 1
+    return count
+
+
+def choose_resources(
+    config: ExperimentConfig,
+    nodes: Sequence[Node],
+    *,
+    concurrent: int = 1,
+    wait_for_nodes: bool | None = None,
+) -> tuple[int, float]:
+    """CPUs of the trial's main process and GPUs of the trial.
+
+    Args:
+        config: the experiment.
+        nodes: what is there.
+        concurrent: trials that share it, where the config leaves it open.
+        wait_for_nodes: whether more will come when they are asked for; None where none can.
+
+    Raises:
+        LaunchError: what the config asks for can never be had.
+    """
+    resources = config.resources
+    gpus = _choose_gpus(config, nodes, concurrent)
+    for cpus in _candidates(resources, gpus, nodes, concurrent):
+        if fits(_bundles(resources, cpus, gpus), nodes):
+            return cpus, gpus
+    if not wait_for_nodes:
+        remedy = "" if wait_for_nodes is None else GROWING
+        raise LaunchError(_explain(resources, gpus, nodes) + remedy)
+    logger.warning("no node has room for this run yet: waiting for the cluster to grow")
+    return resources.num_cpus or 1, gpus
+
+
+def find_nodes_to_spare(
+    config: ExperimentConfig, nodes: Sequence[Node], *, num_cpus: int, num_gpus: float
+) -> tuple[str, ...]:
+    """The nodes that a trial's env runners leave to those who need a GPU.
+
+    Ray packs a trial's bundles onto as few nodes as it can (2.60): env runners would take the CPUs
+    beside a GPU, and the next trial could not use what is left of it. None are spared where the
+    nodes without GPUs have no room for all.
+    """
+    resources = config.resources
+    room = sum(int(node.cpus) for node in nodes if not node.gpus)
+    needed = resources.num_env_runners + (num_cpus if resources.num_learners else 0)
+    if not num_gpus or not resources.num_env_runners or room < needed:
+        return ()
+    return tuple(node.node_id for node in nodes if node.gpus)
+
+
+def _pack(bundles: Sequence[Bundle], free: list[list[float]]) -> bool:
+    """Takes the bundles out of `free`, [CPUs, GPUs] of each node; False where one has no room."""
+    for bundle in sorted(bundles, key=lambda bundle: (-bundle["GPU"], -bundle["CPU"])):
+        cpus, gpus = bundle["CPU"], bundle["GPU"]
+        room = [node for node in free if node[0] + ROUNDING > cpus and node[1] + ROUNDING > gpus]
+        if not room:
+            return False
+        # The fullest one that will do, and no node with GPUs for what needs none.
+        best = min(room, key=lambda node: (node[1], node[0]))
+        best[0] -= cpus
+        best[1] -= gpus
+    return True
+
+
+def _bundles(resources: ResourcesConfig, cpus: int, gpus: float) -> list[Bundle]:
+    return trial_bundles(
+        num_cpus=cpus,
+        num_gpus=gpus,
+        env_runners=resources.num_env_runners,
+        learners=resources.num_learners,
+    )
+
+
+def _choose_gpus(config: ExperimentConfig, nodes: Sequence[Node], concurrent: int) -> float:
+    if not config.use_gpu:
+        return 0.0
+    if config.resources.num_gpus is not None:
+        return config.resources.num_gpus
+    if max((node.gpus for node in nodes), default=0.0) < 1:
+        logger.warning("no GPU found: training runs on the CPU")
+        return 0.0
+    # A whole one, or an even part of one.
+    return 1.0 / math.ceil(concurrent / math.floor(sum(node.gpus for node in nodes)))
+
+
+def _candidates(
+    resources: ResourcesConfig, gpus: float, nodes: Sequence[Node], concurrent: int
+) -> Sequence[int]:
+    """CPUs of the main process to try, the best first."""
+    if resources.num_cpus is not None:
+        return [resources.num_cpus]
+    most = int(max((node.cpus for node in nodes), default=0))
+    if concurrent > 1:
+        share = int(sum(node.cpus for node in nodes)) // concurrent
+        most = max(1, min(most, share - resources.num_env_runners - resources.num_learners))
+    if 0 < gpus < 1 and not resources.num_learners:
+        # Who asks for a part of a GPU wants others to have the rest, and they need CPUs for it.
+        shares = [node.cpus * gpus / node.gpus for node in nodes if node.gpus >= gpus]
+        most = max(int(max(shares, default=0)), 1)
+    return range(min(most, MAX_CPUS), 0, -1)
+
+
+def _explain(resources: ResourcesConfig, gpus: float, nodes: Sequence[Node]) -> str:
+    """Why no placement is possible, and what to change."""
+    runners, learners = resources.num_env_runners, resources.num_learners
+    main = resources.num_cpus or 1
+    bundles = _bundles(resources, main, gpus)
+    needed, there = sum(bundle["CPU"] for bundle in bundles), sum(node.cpus for node in nodes)
+    if needed > there + ROUNDING:
+        return (
+            f"the run needs {needed:g} CPUs ({main} for its main process, {runners} for env "
+            f"runners, {learners} for learners), but there are {there:g}; lower "
+            "resources.num_env_runners, resources.num_learners or resources.num_cpus"
+        )
+    there = sum(node.gpus for node in nodes)
+    if gpus > there + ROUNDING:
+        return (
+            f"the run needs {gpus:g} GPUs, but there are {there:g}; "
+            "lower resources.num_gpus, or set use_gpu to false"
+        )
+    largest = max(bundles, key=lambda bundle: (bundle["GPU"], bundle["CPU"]))
+    shapes = sorted({(node.cpus, node.gpus) for node in nodes}, reverse=True)
+    described = ", ".join(f"{cpus:g} CPUs and {gpus:g} GPUs" for cpus, gpus in shapes[:5])
+    return (
+        f"the run's parts find no room on the nodes: each part has to be on one node, and one of "
+        f"them needs {largest['CPU']:g} CPUs and {largest['GPU']:g} GPUs, while the nodes have "
+        f"{described}; lower resources.num_cpus or resources.num_gpus, or spread the GPUs over "
+        "resources.num_learners"
+    )

@@ -1,0 +1,289 @@
+"""`retro-ml submit`: run a command of retro-ml on a Ray cluster, from where its head is reached.
+
+Exit codes: the command's own (0 done, 1 training failed, 2 bad input, 3 the machine or cluster
+cannot do it, 143 stopped with a checkpoint), 130 where Ctrl-C left the job running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from retro_ml.core.experiments.command_line import UsageError, parse_command_line
+from retro_ml.core.experiments.faults import as_line, nearest_names
+from retro_ml.core.experiments.layers import LayerError, load_config_file
+from retro_ml.run import build_experiment
+
+if TYPE_CHECKING:
+    from retro_ml.cluster.jobs import Jobs
+
+BAD_INPUT = 2
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+WORDS = ("run", "sweep")
+DECIDE_S = 5.0
+"""How long after Ctrl-C a second one stops the job instead of leaving it."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
+STILL_THERE = {"PENDING", "RUNNING"}
+
+_DESCRIPTION = """\
+Run a command of retro-ml on a Ray cluster: submit it as a job, follow what it prints, end with its
+exit code. The same command again finds the job that is there, or goes on from its checkpoint."""
+
+_EPILOG = """\
+Ctrl-C leaves the job running; a second one within 5 s stops it with a checkpoint.
+
+examples:
+  retro-ml submit --address http://head:8265 -- run --game-id pong --output-dir /mnt/runs
+  retro-ml submit --no-wait -- run --config run.yaml --experiment-id mine
+  retro-ml submit --job-id mine           follow it again
+  retro-ml submit --job-id mine --stop    stop it with a checkpoint
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Submit, follow or stop one job as `argv` says; the process's exit code."""
+    try:
+        flags, words = _read_call(sys.argv[1:] if argv is None else argv)
+        job_id, words = _prepare(flags, words)
+    except UsageError as error:
+        for fault in error.faults:
+            _say(f"error: {as_line(fault)}")
+        _say("hint: retro-ml submit --help lists every option")
+        return BAD_INPUT
+    try:
+        from retro_ml.cluster.jobs import Jobs, LaunchError
+    except KeyboardInterrupt:
+        return 130
+    try:
+        jobs = Jobs(flags.address, allow_open=flags.allow_open_cluster)
+        if not words:
+            if jobs.find(job_id) is None:
+                _say(f"error: --job-id: {as_line(job_id)} -> no job of this name on the cluster")
+                return BAD_INPUT
+            return _attend(jobs, job_id, flags)
+        job_id = _submit(jobs, job_id, words, ship=flags.ship)
+        return _attend(jobs, job_id, flags)
+    except LaunchError as error:
+        _say(f"error: {as_line(str(error))}")
+        return LaunchError.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _read_call(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Own flags, and the words behind `--`. Raises: UsageError with all faults."""
+    own, words = _split(list(argv))
+    parser = _build_parser()
+    flags, unknown = parser.parse_known_args(own)
+    known = [name for name in parser._option_string_actions if name.startswith("--")]
+    faults = [
+        f"{word}: unknown -> {nearest_names(word, known)}"
+        if word.startswith("-")
+        else f"{word}: unexpected -> what the job is to run stands behind --"
+        for word in unknown
+    ]
+    if flags.address is None:
+        flags.address = os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+    if not words and flags.job_id is None:
+        faults.append("--: missing -> the command to run behind it, e.g. -- run --game-id pong")
+    if words and flags.stop:
+        faults.append("--stop: unexpected -> give --job-id, and no command")
+    if words and words[0] not in WORDS:
+        faults.append(f"{words[0]}: no job -> one of {', '.join(WORDS)}")
+    if faults:
+        raise UsageError(faults)
+    return flags, words
+
+
+def _split(argv: list[str]) -> tuple[list[str], list[str]]:
+    at = argv.index("--") if "--" in argv else len(argv)
+    return argv[:at], argv[at + 1 :]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        text = message.removeprefix("argument ")
+        raise UsageError([text.replace("expected one argument", "a value is missing")])
+
+
+def _build_parser() -> _Parser:
+    parser = _Parser(
+        prog="retro-ml submit",
+        usage="retro-ml submit [options] -- run|sweep ...",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--address",
+        metavar="URL",
+        help=f"the head's dashboard (otherwise RAY_API_SERVER_ADDRESS, or else {DEFAULT_ADDRESS})",
+    )
+    parser.add_argument(
+        "--job-id",
+        metavar="NAME",
+        help="the job's name (by default the experiment's); without a command: the job to follow",
+    )
+    parser.add_argument("--no-wait", action="store_true", help="submit it and leave")
+    parser.add_argument(
+        "--stop", action="store_true", help="with --job-id: stop it with a checkpoint, then leave"
+    )
+    parser.add_argument(
+        "--ship",
+        action="store_true",
+        help="ship this retro_ml too, to nodes that have its dependencies but not itself",
+    )
+    parser.add_argument(
+        "--allow-open-cluster",
+        action="store_true",
+        help="use a Ray cluster without token authentication, where whoever reaches it runs code "
+        "(CVE-2023-48022)",
+    )
+    return parser
+
+
+def _prepare(flags: argparse.Namespace, words: list[str]) -> tuple[str, list[str]]:
+    """The job's name, where it is clear, and its words.
+
+    Raises: UsageError with all faults that can be seen from here.
+    """
+    if flags.job_id is not None and not _NAME.fullmatch(flags.job_id):
+        raise UsageError(
+            [f"--job-id: {flags.job_id} -> up to 100 letters, digits, and . _ - behind the first"]
+        )
+    if not words:
+        return flags.job_id, []
+    if any(word.split("=")[0].replace("_", "-") == "--ray-address" for word in words):
+        raise UsageError(["--ray-address: unexpected -> the job runs on the cluster at --address"])
+    name = ""
+    if words[0] == "run":
+        config, _ = build_experiment(parse_command_line(words[1:]))
+        name, output_dir = config.experiment_id, config.output_dir
+        if not any(word.split("=")[0].replace("_", "-") == "--experiment-id" for word in words):
+            words = [*words, "--experiment-id", name]
+    else:
+        output_dir = _find_output_dir(words)
+    if "://" not in output_dir and not os.path.isabs(output_dir):
+        raise UsageError(
+            [
+                f"output_dir: {output_dir} -> the whole name of a folder that all nodes share, or "
+                "s3://...: a job's own folder is gone after it (--output-dir)"
+            ]
+        )
+    if flags.allow_open_cluster:
+        words = [*words, "--allow-open-cluster"]
+    return flags.job_id or name, words
+
+
+def _find_output_dir(words: list[str]) -> str:
+    """Of a sweep: from its flags, or from its spec or the config in it."""
+    for index, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag.replace("_", "-") == "--output-dir":
+            return value if equals else "".join(words[index + 1 : index + 2])
+    for word in words[1:]:
+        if not word.startswith("-") and Path(word).is_file():
+            try:
+                spec = load_config_file(word)
+            except LayerError as error:
+                raise UsageError([str(error)]) from None
+            base = spec.get("base")
+            inner = base.get("output_dir") if isinstance(base, dict) else None
+            found = spec.get("output_dir") or inner
+            if found:
+                return str(found)
+    return "runs"
+
+
+def _submit(jobs: Jobs, name: str, words: list[str], *, ship: bool) -> str:
+    """Starts the job, or finds it; its name. Raises LaunchError.
+
+    Without a name it gets one made of its words and files: the same for the same command.
+    """
+    from retro_ml.cluster.job_package import build_entrypoint, pack, take_files
+    from retro_ml.cluster.jobs import LaunchError
+
+    words, files = take_files(words)
+    name = name or f"{words[0]}-{hashlib.sha256(shlex.join(words).encode()).hexdigest()[:12]}"
+    entrypoint = build_entrypoint(words, ship=ship)
+    job_id, number = name, 1
+    while (found := jobs.find(job_id)) is not None:
+        same = found.entrypoint == entrypoint
+        if found.status in STILL_THERE and not same:
+            raise LaunchError(
+                f"job {job_id} is running with other words: {found.entrypoint} -> wait for it, "
+                f"stop it (retro-ml submit --job-id {job_id} --stop), or choose another "
+                "--experiment-id"
+            )
+        if same and (found.status in STILL_THERE or found.status == "SUCCEEDED"):
+            _say(f"job {job_id} is there already: {found.status.lower()}")
+            return job_id
+        # It has ended before its time; a name is used once, and the run goes on where it was.
+        number += 1
+        job_id = f"{name}-{number}"
+    with tempfile.TemporaryDirectory(prefix="retro_ml-job-") as folder:
+        runtime_env = pack(Path(folder), files, ship=ship)
+        jobs.start(job_id, entrypoint=entrypoint, runtime_env=runtime_env)
+    _say(f"job {job_id} submitted to {jobs.address}")
+    return job_id
+
+
+def _attend(jobs: Jobs, job_id: str, flags: argparse.Namespace) -> int:
+    """Follows the job, or does what else was asked for; the exit code. Raises LaunchError."""
+    again = f"retro-ml submit --address {jobs.address} --job-id {job_id}"
+    if flags.stop:
+        jobs.stop(job_id)
+        _say(f"job {job_id} saves a checkpoint and ends; {again} follows it")
+        return 0
+    if flags.no_wait:
+        _say(f"follow it: {again}")
+        return 0
+    stopping = False
+    while True:
+        try:
+            outcome = jobs.follow(job_id, _show, notice=_say)
+        except KeyboardInterrupt:
+            if stopping or not _wants_stop(job_id):
+                _say(f"the job goes on; follow it: {again}; stop it: {again} --stop")
+                return 130
+            stopping = True
+            jobs.stop(job_id)
+            _say("stopping: the job saves a checkpoint first; Ctrl-C leaves it to itself")
+            continue
+        if outcome.error is not None:
+            _say(f"error: {as_line(outcome.error)}")
+        return outcome.exit_code
+
+
+def _wants_stop(job_id: str) -> bool:
+    _say(f"Ctrl-C once more within {DECIDE_S:g} s stops job {job_id}; otherwise it goes on alone")
+    try:
+        time.sleep(DECIDE_S)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _show(text: str) -> None:
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:  # a reader that has seen enough (`| head`): the job goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The cluster drill: several nodes on one machine, jobs, a node that dies and one that joins."""

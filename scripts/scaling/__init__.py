@@ -1,0 +1,1 @@
+"""What grows with the number of trials and nodes, measured on one machine."""

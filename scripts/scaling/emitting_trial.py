@@ -1,0 +1,91 @@
+"""A trial that emits what a real one emits, and computes nothing.
+
+Its iterations are PPO's on Breakout: 1,024 agent steps, one training_step row, eight finished games
+(measured: 5 to 9 early in training), a checkpoint's pointer every 50,000 agent steps.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Trainable
+
+from retro_ml.cluster.trial_actor import EXPERIMENT, TrialActor
+from retro_ml.rllib.names import AGENT_STEPS, POINTER_FILE, RECORDS, SCORE
+
+ITERATION_AGENT_STEPS = 1_024
+GAMES = 8
+EVENTS_PER_ITERATION = GAMES + 1
+
+
+class EmittingTrial(Trainable):
+    """Takes the place of `TrialActor`."""
+
+    default_resource_request = TrialActor.default_resource_request
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Begins at agent step 0."""
+        self._steps = self._games = self._number = 0
+        self._experiment = config[EXPERIMENT]
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Another trial in the same process: starting one takes the machine a second."""
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One iteration's records."""
+        records = []
+        if not self._steps:
+            records.append(_record("run_started", {"from_step": 0, "device": "cpu", "pid": 1}))
+        for game in range(GAMES):
+            self._games += 1
+            records.append(
+                _record(
+                    "episode_finished",
+                    {
+                        "step": self._steps + (game + 1) * ITERATION_AGENT_STEPS // GAMES,
+                        "reward": float(self._games % 7),
+                        "length": 180 + self._games % 50,
+                        "frames": 4 * (180 + self._games % 50),
+                        "games": self._games,
+                    },
+                )
+            )
+        self._steps += ITERATION_AGENT_STEPS
+        self._number += 1
+        row = {
+            "step": self._steps,
+            "reward": 1.5925925925925926,
+            "iteration": self._number,
+            "frames": 4 * self._steps,
+            "games": self._games,
+            "policy_loss": -0.0026480811648070812,
+            "value_loss": 0.11286348849534988,
+            "entropy": 1.3854525089263916,
+            "learning_rate": 0.00025,
+            "approx_kl": 0.0010234567895531654,
+            "clip_fraction": 0.0234375,
+            "explained_variance": 0.31245875358581543,
+            "steps_per_s": 461.48752213591823,
+            "time_total_s": 2.2 * self._number,
+        }
+        records.append(_record("training_step", row))
+        return {RECORDS: records, AGENT_STEPS: self._steps, SCORE: row["reward"]}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """The note that points to a run's own checkpoint, which is not there."""
+        pointer = {"path": "checkpoints/none", "agent_steps": self._steps}
+        (Path(checkpoint_dir) / POINTER_FILE).write_text(json.dumps(pointer), encoding="utf-8")
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Never asked for."""
+        raise NotImplementedError
+
+
+def _record(kind: str, data: dict[str, Any]) -> dict[str, Any]:
+    moment = datetime.now(UTC).isoformat(timespec="microseconds")
+    return {"type": kind, "timestamp": moment, "data": data}
