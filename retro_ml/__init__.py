@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventBus
     from retro_ml.evaluation.agent import Agent
     from retro_ml.evaluation.evaluate import Evaluation, evaluate_model
+    from retro_ml.rllib.load_model import load_model
 
 try:
     __version__ = version("retro_ml")
@@ -39,6 +40,7 @@ _HOMES = {
     "RunType": "retro_ml.core.experiments.config",
     "TrainingEngine": "retro_ml.api",
     "evaluate_model": "retro_ml.evaluation.evaluate",
+    "load_model": "retro_ml.rllib.load_model",
     "run_experiment": "retro_ml.api",
 }
 
@@ -57,6 +59,7 @@ __all__ = [
     "RunType",
     "TrainingEngine",
     "evaluate_model",
+    "load_model",
     "run_experiment",
 ]
 

@@ -1,15 +1,15 @@
 """model.zip: a trained policy that can be read without running any code from it.
 
-Format version 1, a zip of three members, stored uncompressed with fixed times so that equal
-content gives equal bytes:
+Format version 2 (docs/model-archive.md), a zip whose members are stored uncompressed with fixed
+times, so that equal content gives equal bytes:
 
 - `weights.safetensors`: the module's arrays by name;
 - `config.json`: the ExperimentConfig of the run;
-- `metadata.json`: format_version, algorithm, game, observation, agent_steps, score, versions,
-  created_at, and sha256 of each other member.
+- `metadata.json`: format_version, what the model is and does, and sha256 of each other member;
+- members for others: README.md, and those that Stable-Baselines3 reads. Version 1 had none.
 
-Reading happens in memory, nothing is extracted, no pickle is involved. Members of other names are
-ignored.
+Reading happens in memory, nothing is extracted, no pickle is involved: members for others are
+proved against their sums and not looked into; members without a sum are ignored.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ import stat
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -30,9 +31,11 @@ import safetensors
 import safetensors.numpy
 
 from retro_ml.core.artifacts.storage import replace_atomically
+from retro_ml.core.experiments.faults import as_line
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS, CONFIG, METADATA = "weights.safetensors", "config.json", "metadata.json"
+CARD = "README.md"
 MAX_MEMBERS = 64
 MAX_MEMBER_BYTES = 512 * 1024**2
 MAX_JSON_BYTES = 1024**2
@@ -41,6 +44,7 @@ MAX_ARCHIVE_BYTES = 2 * MAX_MEMBER_BYTES
 # Weights compress by a few percent, JSON tenfold; deflate's own limit is about 1,000.
 MAX_COMPRESSION_RATIO = 100
 
+_CHUNK_BYTES = 1024**2
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # The earliest time that a zip can hold.
 _ENCRYPTED_FLAG = 0x1
 
@@ -72,24 +76,31 @@ class ModelArchive:
 
 
 def save_model_archive(
-    path: Path, *, weights: Weights, config_json: str, metadata: dict[str, Any]
+    path: Path,
+    *,
+    weights: Weights,
+    config_json: str,
+    metadata: dict[str, Any],
+    members: Mapping[str, bytes] | None = None,
 ) -> None:
     """Replace `path` atomically; format_version and sha256 are added to the metadata.
 
-    Raises ArtifactError when the file cannot be written, ValueError for NaN in the metadata.
+    `members` are those for others, by name. Raises ArtifactError when the file cannot be written,
+    ValueError for NaN in the metadata.
     """
     whole = {name: _contiguous(array) for name, array in weights.items()}
-    members = {WEIGHTS: safetensors.numpy.save(whole), CONFIG: config_json.encode()}
+    contents = {WEIGHTS: safetensors.numpy.save(whole), CONFIG: config_json.encode()}
+    contents |= members or {}
     described = {
         "format_version": FORMAT_VERSION,
         **metadata,
-        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in members.items()},
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
     }
-    members[METADATA] = json.dumps(described, indent=2, allow_nan=False).encode()
+    contents[METADATA] = json.dumps(described, indent=2, allow_nan=False).encode()
 
     def write(file: BinaryIO) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for name, data in members.items():
+            for name, data in contents.items():
                 archive.writestr(_member_info(name), data)
 
     replace_atomically(path, write)
@@ -125,11 +136,11 @@ def _read_archive(file: BinaryIO) -> ModelArchive:
         with zipfile.ZipFile(file) as archive:
             _check_members(archive.infolist())
             contents = {name: _read_member(archive, name) for name in (METADATA, CONFIG, WEIGHTS)}
+            metadata = _parse_json(METADATA, contents[METADATA])
+            _check_version(metadata.get("format_version"))
+            _check_hashes(metadata.get("sha256"), contents, archive)
     except _ZIP_ERRORS as error:
         raise _Fault(f"the zip is damaged ({error or type(error).__name__})") from error
-    metadata = _parse_json(METADATA, contents[METADATA])
-    _check_version(metadata.get("format_version"))
-    _check_hashes(metadata.get("sha256"), contents)
     config = _parse_json(CONFIG, contents[CONFIG])
     return ModelArchive(_parse_weights(contents[WEIGHTS]), config, metadata)
 
@@ -147,6 +158,8 @@ def _check_members(members: list[zipfile.ZipInfo]) -> None:
             raise _Fault(f"{names.count(name)} members {name}, there must be one")
     for member in members:
         _check_member(member)
+    if sum(member.file_size for member in members) > MAX_ARCHIVE_BYTES:
+        raise _Fault(f"its members have more than {MAX_ARCHIVE_BYTES:,} bytes together")
 
 
 def _check_member(member: zipfile.ZipInfo) -> None:
@@ -197,11 +210,32 @@ def _check_version(version: Any) -> None:
         )
 
 
-def _check_hashes(hashes: Any, contents: dict[str, bytes]) -> None:
-    for name in (CONFIG, WEIGHTS):
-        expected = hashes.get(name) if isinstance(hashes, dict) else None
-        if hashlib.sha256(contents[name]).hexdigest() != expected:
-            raise _Fault(f"{name} is not what was written: its sha256 differs")
+def _check_hashes(hashes: Any, contents: dict[str, bytes], archive: zipfile.ZipFile) -> None:
+    """Every member that has a sum, read for it or not; CONFIG and WEIGHTS must have one."""
+    if not isinstance(hashes, dict) or not {CONFIG, WEIGHTS} <= hashes.keys():
+        raise _Fault(f"{METADATA} has no sha256 of {CONFIG} and {WEIGHTS}")
+    names = archive.namelist()
+    for name, expected in hashes.items():
+        shown = as_line(name, longest=60)
+        if names.count(name) != 1:
+            raise _Fault(f"{names.count(name)} members {shown}, there must be one")
+        if name in contents:
+            found = hashlib.sha256(contents[name]).hexdigest()
+        else:
+            found = _hash_member(archive, name)
+        if found != expected:
+            raise _Fault(f"{shown} is not what was written: its sha256 differs")
+
+
+def _hash_member(archive: zipfile.ZipFile, name: str) -> str:
+    digest, left = hashlib.sha256(), archive.getinfo(name).file_size
+    with archive.open(name) as member:
+        while chunk := member.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            left -= len(chunk)
+            if left < 0:
+                raise _Fault(f"member {name!r} is longer than it says")
+    return digest.hexdigest()
 
 
 def _parse_weights(data: bytes) -> Weights:

@@ -24,10 +24,11 @@ from retro_ml.core.artifacts.metrics_file import (
     cut_rows,
     save_metrics_json,
 )
-from retro_ml.core.artifacts.model_archive import save_model_archive
+from retro_ml.core.artifacts.run_model import save_run_model
 from retro_ml.core.artifacts.run_writer import RunWriter, plain
-from retro_ml.core.artifacts.status import StatusWriter, installed_versions
+from retro_ml.core.artifacts.status import StatusWriter
 from retro_ml.core.artifacts.storage import AppendFile, ArtifactError, rewrite_lines
+from retro_ml.core.artifacts.training_history import TrainingHistory
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent
 
 if TYPE_CHECKING:
@@ -202,12 +203,19 @@ class LogWriter(_LinesWriter):
 class ModelWriter(RunWriter):
     """model.zip from each checkpoint's module.safetensors, so that a killed run has one too."""
 
+    def __init__(self, config: "ExperimentConfig") -> None:
+        super().__init__(config)
+        self._history = TrainingHistory(config)
+
     def _take(self, event: MetricEvent) -> None:
         if event.event_type is EventType.CHECKPOINT_SAVED:
             self._save(event)
+        elif event.event_type is EventType.RUN_STARTED:
+            self._history.reload(up_to_step=event.data.get("from_step", 0))
+        else:
+            self._history.take(event.event_type.value, event.data)
 
     def _save(self, event: MetricEvent) -> None:
-        config = self._config
         checkpoint = Path(event.data["path"])
         weights_path = checkpoint / "module.safetensors"
         try:
@@ -215,24 +223,14 @@ class ModelWriter(RunWriter):
             manifest = load_manifest(checkpoint)
         except (OSError, safetensors.SafetensorError, CheckpointError) as error:
             raise ArtifactError(f"cannot read {weights_path}: {error}") from error
-        metadata = {
-            "algorithm": config.algorithm,
-            "game": {
-                "rom": config.game.rom,
-                "protocol": config.game.protocol,
-                "action_meanings": manifest["action_meanings"],
-            },
-            "observation": {"shape": [4, 84, 84], "dtype": "uint8"},
-            "agent_steps": event.data["step"],
-            "score": plain(manifest.get("score")),
-            "versions": installed_versions(),
-            "created_at": event.to_dict()["timestamp"],
-        }
-        save_model_archive(
-            config.paths.model_path,
-            weights=weights,
-            config_json=config.model_dump_json(),
-            metadata=metadata,
+        save_run_model(
+            self._config,
+            weights,
+            agent_steps=event.data["step"],
+            score=plain(manifest.get("score")),
+            action_meanings=manifest["action_meanings"],
+            history=self._history.summarize(),
+            created_at=event.to_dict()["timestamp"],
         )
 
 

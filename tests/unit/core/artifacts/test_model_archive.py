@@ -53,7 +53,7 @@ def test_weights_config_and_metadata_come_back(tmp_path: Path) -> None:
     archive = load_model_archive(saved(tmp_path))
 
     assert archive.config == {"seed": 1}
-    assert archive.metadata["format_version"] == 1
+    assert archive.metadata["format_version"] == 2
     assert archive.metadata["algorithm"] == "PPO"
     assert archive.weights.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
@@ -87,9 +87,9 @@ FAULTS: dict[str, tuple[Callable[[dict[str, bytes]], object], str]] = {
     "missing metadata": (lambda m: m.pop(METADATA), "0 members metadata"),
     "changed config": (lambda m: m.update({CONFIG: b'{"seed": 2}'}), "sha256 differs"),
     "changed weights": (lambda m: m.update({WEIGHTS: m[WEIGHTS][:-1] + b"x"}), "sha256 differs"),
-    "newer": (lambda m: change(m, format_version=2), "install a newer one"),
+    "newer": (lambda m: change(m, format_version=3), "install a newer one"),
     "no version": (lambda m: change(m, format_version=True), "no format_version"),
-    "no hashes": (lambda m: change(m, sha256=[1]), "sha256 differs"),
+    "no hashes": (lambda m: change(m, sha256=[1]), "no sha256"),
     "no json": (lambda m: m.update({METADATA: b"{"}), "no JSON"),
     "not an object": (lambda m: m.update({METADATA: b"[]"}), "no JSON object"),
     "nan": (lambda m: m.update({METADATA: b'{"a": NaN}'}), "NaN is not allowed"),
