@@ -116,9 +116,7 @@ class Agent:
         actions = scores.argmax(axis=1)
         return actions if _is_batch(observation) else actions[0]
 
-    def action_probabilities(
-        self, observation: NDArray[np.uint8]
-    ) -> NDArray[np.float32]:
+    def action_probabilities(self, observation: NDArray[np.uint8]) -> NDArray[np.float32]:
         """How likely each action is; for DQN 1 for the best one, the first where several are.
 
         Args:

@@ -132,7 +132,7 @@ def _training(metadata: dict[str, Any], config: dict[str, Any]) -> str:
     if source is not None:
         lines += [f"Began with the weights of another model: {source['description']}.", ""]
     lines += ["| agent steps | score |", "|---|---|"]
-    for point in metadata["history"]["curve"][:: _EVERY]:
+    for point in metadata["history"]["curve"][::_EVERY]:
         lines.append(f"| {_show(point['agent_steps'])} | {_show(point['score'])} |")
     lines += ["", f"{metadata['algorithm']}'s settings (all are in config.json):", ""]
     section = config[metadata["algorithm"].lower()]

@@ -99,7 +99,7 @@ def describe_losses(config: ExperimentConfig) -> list[str]:
 
 def _state_dict(config: ExperimentConfig, weights: Weights) -> dict[str, Any]:
     whole = {name: np.asarray(array, order="C") for name, array in weights.items()}
-    state = {}
+    state: dict[str, Any] = {}
     layers = Q_NETWORK if config.algorithm == "DQN" else ACTOR_CRITIC
     for name, array in whole.items():
         layer, kind = name.rsplit(".", maxsplit=1)

@@ -1,4 +1,4 @@
-"""Files as `torch.save` writes them, without PyTorch: `torch.load(..., weights_only=True)` reads them.
+"""Files as `torch.save` writes them, without PyTorch; `torch.load` reads them with weights_only.
 
 A zip of `data.pkl`, which describes the tensors, of `data/N`, their numbers, and of two small
 members about the format. Stored uncompressed with fixed times; arrays that are given twice are

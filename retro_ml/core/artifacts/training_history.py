@@ -26,18 +26,21 @@ class TrainingHistory:
     """
 
     def __init__(self, config: ExperimentConfig) -> None:
-        self._config = config
-        self._begin()
+        self._total = config.total_timesteps
+        self._last: dict[str, Any] = {}
+        self._best: dict[str, Any] | None = None
+        self._curve: dict[int, dict[str, Any]] = {}
+        self._evaluations: list[dict[str, Any]] = []
 
-    def reload(self, *, up_to_step: int) -> None:
-        """Begins anew with the rows of metrics.csv up to a step."""
-        self._begin()
-        path = self._config.paths.metrics_csv_path
-        if not up_to_step or not path.exists():
-            return
-        for row in read_rows(path):
-            if row["step"] is not None and row["step"] <= up_to_step:
-                self.take(row["type"], row)
+    @classmethod
+    def load(cls, config: ExperimentConfig, *, up_to_step: int) -> TrainingHistory:
+        """That of the run's metrics.csv up to a step. Raises ArtifactError for a damaged line."""
+        history, path = cls(config), config.paths.metrics_csv_path
+        if up_to_step and path.exists():
+            for row in read_rows(path):
+                if row["step"] is not None and row["step"] <= up_to_step:
+                    history.take(row["type"], row)
+        return history
 
     def take(self, row_type: str, row: Mapping[str, Any]) -> None:
         """One row of metrics.csv, or the data of its event."""
@@ -48,7 +51,7 @@ class TrainingHistory:
                 return
             point = {"agent_steps": row["step"], "score": score}
             # The first row in each stretch of the run, so that the curve does not move.
-            self._curve.setdefault(row["step"] * POINTS // self._config.total_timesteps, point)
+            self._curve.setdefault(row["step"] * POINTS // self._total, point)
             if self._best is None or score > self._best["score"]:
                 self._best = point
         elif row_type == _EVALUATION:
@@ -76,9 +79,3 @@ class TrainingHistory:
             "curve": curve,
             "evaluations": self._evaluations[-POINTS:],
         }
-
-    def _begin(self) -> None:
-        self._last: dict[str, Any] = {}
-        self._best: dict[str, Any] | None = None
-        self._curve: dict[int, dict[str, Any]] = {}
-        self._evaluations: list[dict[str, Any]] = []

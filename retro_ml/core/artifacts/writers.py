@@ -211,7 +211,8 @@ class ModelWriter(RunWriter):
         if event.event_type is EventType.CHECKPOINT_SAVED:
             self._save(event)
         elif event.event_type is EventType.RUN_STARTED:
-            self._history.reload(up_to_step=event.data.get("from_step", 0))
+            from_step = event.data.get("from_step", 0)
+            self._history = TrainingHistory.load(self._config, up_to_step=from_step)
         else:
             self._history.take(event.event_type.value, event.data)
 
