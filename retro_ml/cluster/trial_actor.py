@@ -35,6 +35,9 @@ def trial_config(
         # As the driver sees it: the actor has another working directory.
         "checkpoints_dir": str(config.checkpoints_dir),
         "restore_from": restore_from,
+        "initial_weights": (
+            None if config.init_from is None else str(config.paths.initial_weights_path)
+        ),
     }
 
 
@@ -60,6 +63,7 @@ class TrialActor(Trainable):
         translated = translate(experiment, num_cpus=config["num_cpus"], num_gpus=config["num_gpus"])
         translated.checkpoints_dir = config["checkpoints_dir"]
         translated.restore_from = config["restore_from"]
+        translated.initial_weights = config["initial_weights"]
         self._algorithm = translated.algo_class(config=translated, storage=self._storage)
 
     def step(self) -> dict[str, Any]:

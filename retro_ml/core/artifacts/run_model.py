@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from retro_ml.core.artifacts import stable_baselines3
+from retro_ml.core.artifacts.initial_weights import load_initial_weights
 from retro_ml.core.artifacts.model_archive import CARD, Weights, save_model_archive
 from retro_ml.core.artifacts.model_card import build_model_card
 from retro_ml.core.artifacts.status import installed_versions
@@ -73,6 +74,9 @@ def save_run_model(
         "created_at": created_at,
         "stable_baselines3": _describe_sb3(config, reason),
     }
+    if config.init_from is not None:
+        initial = load_initial_weights(config.paths.initial_weights_path)
+        metadata["initialized_from"] = {**initial.origin, "description": initial.description}
     card = build_model_card(metadata, config.model_dump(mode="json"))
     save_model_archive(
         config.paths.model_path,

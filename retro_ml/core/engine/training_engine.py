@@ -21,7 +21,13 @@ from retro_ml.core.artifacts.writers import build_writers
 from retro_ml.core.engine.launcher import Launcher, LaunchError, Trial, TrialEnd
 from retro_ml.core.engine.progress import Progress, build_progress
 from retro_ml.core.engine.result import ExperimentResult
-from retro_ml.core.engine.run_folder import BadRunFolder, OpenRun, open_run, save_config
+from retro_ml.core.engine.run_folder import (
+    BadRunFolder,
+    OpenRun,
+    ReadInitial,
+    open_run,
+    save_config,
+)
 from retro_ml.core.engine.run_lock import RunLock
 from retro_ml.core.engine.run_log import RunLog
 from retro_ml.core.engine.stop_signals import StopSignals
@@ -44,11 +50,13 @@ class TrainingEngine:
         *,
         launcher: Launcher,
         options: RunOptions | None = None,
+        read_initial: ReadInitial | None = None,
     ) -> None:
         self._config = config
         self._bus = MetricEventBus() if event_bus is None else event_bus
         self._launcher = launcher
         self._options = RunOptions() if options is None else options
+        self._read_initial = read_initial
         self._tally = _Tally()
         self._watched: list[RunWriter | RunLog] = []
         self._lock: RunLock
@@ -63,7 +71,12 @@ class TrainingEngine:
         """
         started_s = time.monotonic()
         progress = build_progress(self._config, self._options, sys.stderr)
-        opened = open_run(self._config, self._options, notice=progress.notice)
+        opened = open_run(
+            self._config,
+            self._options,
+            notice=progress.notice,
+            read_initial=self._read_initial,
+        )
         self._config = opened.config
         try:
             if opened.finished is not None:

@@ -57,6 +57,8 @@ def test_the_fields_stand_in_the_documented_order() -> None:
         "use_gpu",
         "created_at",
         "preset",
+        "init_from",
+        "init_sha256",
         "environment",
         "resources",
         "checkpointing",
