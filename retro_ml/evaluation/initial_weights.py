@@ -40,6 +40,8 @@ def read_initial_weights(config: ExperimentConfig) -> InitialWeights:
             "file back, or leave init_sha256 out to begin with this one"
         )
     weights, origin = _read_ours(path) if _is_ours(path) else _read_theirs(path)
+    if _hash_file(path) != sha256:  # by a run that goes on
+        raise ArchiveError(f"{path} was replaced while it was read; try again, or use a copy")
     _check_kind(path, weights, config)
     _check_actions(path, weights, origin.pop("action_meanings"), config)
     Agent.from_weights(weights, config=config)
