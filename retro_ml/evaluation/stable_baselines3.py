@@ -26,6 +26,7 @@ MAX_DATA_BYTES = 64 * 1024**2  # with the last observations of many games, as te
 MAX_PICKLE_BYTES = 1024**2  # of the description of some 40 tensors
 MAX_TENSORS = 1_000
 
+_PROTOCOL = 2  # torch.save's
 _MODULES = {"torch": ("FloatStorage",), "torch._utils": ("_rebuild_tensor_v2",)}
 _HARMLESS = {
     *((module, name) for module, names in _MODULES.items() for name in names),
@@ -81,7 +82,8 @@ def _load_tensors(content: bytes) -> dict[str, np.ndarray[Any, Any]]:
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a file made on purpose leads it to
-        raise ZipFault(f"{POLICY} cannot be read ({as_line(str(error), longest=200)})") from error
+        # PyTorch's own message advises to load it as a pickle.
+        raise ZipFault(f"{POLICY} is damaged, or holds more than tensors") from error
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
     ):
@@ -95,6 +97,8 @@ def _check_pickle(pickle: bytes) -> None:
         for opcode, argument, _ in pickletools.genops(pickle):
             if opcode.name in {"STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4", "OBJ", "NEWOBJ"}:
                 raise ZipFault(f"the pickle in {POLICY} builds objects")
+            if opcode.name == "PROTO" and argument != _PROTOCOL:
+                raise ZipFault(f"the pickle in {POLICY} is of protocol {argument}")
             if opcode.name == "GLOBAL":
                 module, _, name = str(argument).partition(" ")
                 if (module, name) not in _HARMLESS:
