@@ -22,6 +22,8 @@ UNAVAILABLE = 3
 
 _SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
 
+_LONGEST_PATH = 200  # characters that are shown
+
 _DESCRIPTION = """\
 Write a trained model as a file for another runtime. It is compared with the agent first, on 1,000
 observations of games that the agent plays, and written only if it chooses the same actions."""
@@ -71,12 +73,7 @@ def _read_call(argv: Sequence[str]) -> argparse.Namespace:
         "--output", metavar="FILE", help="by default MODEL's name with the format's suffix"
     )
     flags, unknown = parser.parse_known_args(argv)
-    faults = [
-        f"{word}: unknown -> {nearest_names(word, ['--to', '--output', '--help'])}"
-        if word.startswith("-")
-        else f"{word}: unexpected -> one model at a time, all else are options"
-        for word in unknown
-    ]
+    faults = _describe_unknown(unknown)
     if flags.model is None:
         faults.append("MODEL: missing -> a model.zip, or the folder of a run that has one")
     if flags.to is None:
@@ -88,9 +85,22 @@ def _read_call(argv: Sequence[str]) -> argparse.Namespace:
     return flags
 
 
+def _describe_unknown(unknown: Sequence[str]) -> list[str]:
+    faults, after_flag = [], False
+    for word in unknown:
+        flag, equals, _ = word.partition("=")
+        if word.startswith("-"):
+            nearest = nearest_names(flag, ["--to", "--output", "--help"])
+            faults.append(f"{flag}: unknown -> {nearest}")
+        elif not after_flag:  # otherwise most likely the unknown flag's value
+            faults.append(f"{word}: unexpected -> one model at a time, all else are options")
+        after_flag = word.startswith("-") and not equals
+    return faults
+
+
 def _find_model(given: str) -> Path:
     """The model's file, in a run's folder or itself. Raises: UsageError."""
-    path = Path(given)
+    path, given = Path(given), as_line(given, longest=_LONGEST_PATH)
     try:
         if path.is_file():
             return path

@@ -96,7 +96,7 @@ def test_what_an_agent_sees_are_real_frames(seen: dict[str, Observations]) -> No
 def test_stable_baselines3_acts_as_the_agent_does(
     name: str, models: dict[str, Path], seen: dict[str, Observations]
 ) -> None:
-    agent, model, observations = Agent.load(models[name]), None, seen[name]
+    agent, observations = Agent.load(models[name]), seen[name]
     model = load_theirs(models[name], name)
 
     actions, _ = model.predict(observations, deterministic=True)
@@ -206,11 +206,8 @@ def test_onnx_runtime_acts_as_the_agent_does(
     assert (done.num_observations, os.listdir(tmp_path)) == (1_000, ["model.onnx"])
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
-    assert (entry.name, entry.type, entry.shape[1:]) == (
-        "observations",
-        "tensor(uint8)",
-        [4, 84, 84],
-    )
+    assert (entry.name, entry.type) == ("observations", "tensor(uint8)")
+    assert entry.shape[1:] == [4, 84, 84]
     names = ["q_values"] if name == "DQN" else ["logits", "value"]
     assert [output.name for output in session.get_outputs()] == names
     for count in (1, 2, 37):
