@@ -90,6 +90,8 @@ def load_model_archive(path: Path) -> ModelArchive:
     limits_bytes = {METADATA: MAX_JSON_BYTES, CONFIG: MAX_JSON_BYTES}
     try:
         with open_zip(path, limits_bytes=limits_bytes) as archive:
+            if METADATA not in archive.namelist() and "policy.pth" in archive.namelist():
+                raise ZipFault("Stable-Baselines3 wrote it; a run can begin with it (--init-from)")
             contents = {name: read_member(archive, name) for name in (METADATA, CONFIG, WEIGHTS)}
             metadata = parse_json(METADATA, contents[METADATA])
             _check_version(metadata.get("format_version"))

@@ -57,6 +57,7 @@ _MIN_ITERATION_AGENT_STEPS = {"A2C": 1_000, "DQN": 250}
 # The default of fields that a validator fills; their type is what everybody else sees.
 _TO_BE_FILLED: Any = None
 
+_SHA256 = re.compile("[0-9a-f]{64}")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 
 
@@ -127,7 +128,6 @@ class ExperimentConfig(FrozenModel):
     )
     init_sha256: Text | None = Field(
         default=None,
-        pattern="^[0-9a-f]{64}$",
         description="sha256 of that file: another one is refused; by default taken at the start",
     )
     environment: EnvironmentConfig = Field(
@@ -314,6 +314,8 @@ class ExperimentConfig(FrozenModel):
     def _check_init_sha256(cls, sha256: str | None, info: ValidationInfo) -> str | None:
         if sha256 is not None and info.data.get("init_from", "") is None:
             raise ValueError("the sum of init_from, which is not given")
+        if sha256 is not None and not _SHA256.fullmatch(sha256):
+            raise ValueError("64 hexadecimal digits in lower case, as sha256sum prints them")
         return sha256
 
     @field_validator("environment")
