@@ -208,6 +208,23 @@ def test_no_cut_and_no_flipped_bit_gets_through_changed(tmp_path: Path) -> None:
     assert refused > 300
 
 
+def test_an_archive_of_version_1_is_still_read(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    members = members_of(path)
+    change(members, format_version=1)
+    write_zip(path, members)
+
+    assert load_model_archive(path).config == {"seed": 1}
+
+
+def test_a_zip_of_stable_baselines3_is_called_that(tmp_path: Path) -> None:
+    path = tmp_path / "model.zip"
+    write_zip(path, {"data": b"{}", "policy.pth": b""})
+
+    with pytest.raises(ArchiveError, match="Stable-Baselines3 wrote it.*--init-from"):
+        load_model_archive(path)
+
+
 def test_a_failed_save_keeps_the_old_archive(tmp_path: Path) -> None:
     path = saved(tmp_path)
     with pytest.raises(ValueError, match="JSON"):
