@@ -27,10 +27,10 @@ MAX_PICKLE_BYTES = 1024**2  # of the description of some 40 tensors
 MAX_TENSORS = 1_000
 
 _PROTOCOL = 2  # torch.save's
-_MODULES = {"torch": ("FloatStorage",), "torch._utils": ("_rebuild_tensor_v2",)}
 _HARMLESS = {
-    *((module, name) for module, names in _MODULES.items() for name in names),
     ("collections", "OrderedDict"),
+    ("torch", "FloatStorage"),
+    ("torch._utils", "_rebuild_tensor_v2"),
 }
 
 
@@ -50,7 +50,7 @@ def read_model(path: Path) -> ForeignModel:
     try:
         with open_zip(path, limits_bytes=limits_bytes) as archive:
             policy, data = read_member(archive, POLICY), read_member(archive, DATA)
-        described = parse_json(DATA, data)
+        described = parse_json(DATA, data, parse_constant=float)
         _check_scaling(described.get("policy_kwargs"))
         state = _load_tensors(policy)
         has_values = "q_net.q_net.0.bias" in state

@@ -40,7 +40,7 @@ Observations = NDArray[np.uint8]
 def build_config(folder: Path, algorithm: str, **fields: Any) -> ExperimentConfig:
     given: dict[str, Any] = {
         "game_id": "BreakoutNoFrameskip-v4",
-        "total_timesteps": 2_000,
+        "total_timesteps": 1_000 if algorithm == "DQN" else 2_000,
         "dqn": {"warmup_agent_steps": 200},
         "experiment_id": algorithm,
         "output_dir": str(folder),
@@ -114,7 +114,7 @@ def test_stable_baselines3_acts_as_the_agent_does(
     np.testing.assert_allclose(scores, ours, rtol=0, atol=1e-5)
     np.testing.assert_allclose(values, agent.value(observations), rtol=0, atol=1e-5)
     metadata = load_model_archive(models[name]).metadata
-    assert model.num_timesteps == metadata["agent_steps"] >= 2_000
+    assert model.num_timesteps == metadata["agent_steps"] >= 1_000
     assert metadata["stable_baselines3"]["loads"] is True
 
 

@@ -16,7 +16,7 @@ import hashlib
 import json
 import stat
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -104,19 +104,21 @@ def load_model_archive(path: Path) -> ModelArchive:
         raise ArchiveError(f"{path} is no usable model.zip: {fault}") from fault.__cause__
 
 
-def parse_json(name: str, data: bytes) -> dict[str, Any]:
-    """The JSON object in the member `name`. Raises ZipFault."""
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not allowed")
+
+
+def parse_json(
+    name: str, data: bytes, *, parse_constant: Callable[[str], Any] = _refuse_constant
+) -> dict[str, Any]:
+    """The JSON object in the member `name`; NaN and infinity are refused. Raises ZipFault."""
     try:
-        value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(data.decode("utf-8"), parse_constant=parse_constant)
     except (ValueError, RecursionError) as error:
         raise ZipFault(f"{name} is no JSON ({error})") from error
     if not isinstance(value, dict):
         raise ZipFault(f"{name} is no JSON object")
     return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not allowed")
 
 
 def _check_version(version: Any) -> None:
