@@ -221,7 +221,7 @@ def test_a_zip_of_stable_baselines3_is_called_that(tmp_path: Path) -> None:
     path = tmp_path / "model.zip"
     write_zip(path, {"data": b"{}", "policy.pth": b""})
 
-    with pytest.raises(ArchiveError, match="Stable-Baselines3 wrote it.*--init-from"):
+    with pytest.raises(ArchiveError, match=r"Stable-Baselines3 wrote it.*--init-from"):
         load_model_archive(path)
 
 
