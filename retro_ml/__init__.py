@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventBus
     from retro_ml.evaluation.agent import Agent
     from retro_ml.evaluation.evaluate import Evaluation, evaluate_model
+    from retro_ml.rllib.load_model import load_model
 
 try:
     __version__ = version("retro_ml")
@@ -48,6 +49,7 @@ _HOMES = {
     "SweepResult": "retro_ml.api",
     "TrainingEngine": "retro_ml.api",
     "evaluate_model": "retro_ml.evaluation.evaluate",
+    "load_model": "retro_ml.rllib.load_model",
     "run_experiment": "retro_ml.api",
     "run_sweep": "retro_ml.api",
 }
@@ -69,6 +71,7 @@ __all__ = [
     "SweepResult",
     "TrainingEngine",
     "evaluate_model",
+    "load_model",
     "run_experiment",
     "run_sweep",
 ]

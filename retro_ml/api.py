@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from retro_ml.cluster.sweep_trials import TuneSweepLauncher
 from retro_ml.cluster.trials import TuneLauncher
+from retro_ml.core.artifacts.initial_weights import InitialWeights
 from retro_ml.core.engine.result import ExperimentResult
 from retro_ml.core.engine.sweep_engine import SweepEngine
 from retro_ml.core.engine.sweep_result import SweepResult
@@ -31,7 +32,20 @@ class TrainingEngine(_Engine):
         *,
         options: RunOptions | None = None,
     ) -> None:
-        super().__init__(config, event_bus, launcher=TuneLauncher(), options=options)
+        super().__init__(
+            config,
+            event_bus,
+            launcher=TuneLauncher(),
+            options=options,
+            read_initial=_read_initial,
+        )
+
+
+def _read_initial(config: ExperimentConfig) -> InitialWeights:
+    """Imports PyTorch, which the driver does without otherwise."""
+    from retro_ml.evaluation.initial_weights import read_initial_weights
+
+    return read_initial_weights(config)
 
 
 def run_experiment(
@@ -70,4 +84,5 @@ def run_sweep(
         launcher=TuneSweepLauncher(),
         normalise=human_normalise,
         options=options,
+        read_initial=_read_initial,
     ).run()

@@ -17,6 +17,7 @@ COMMANDS = {
     "submit": ("retro_ml.submit", "run a command of retro-ml on a Ray cluster, as a job"),
     "doctor": ("retro_ml.doctor", "look whether this machine or a cluster can run an experiment"),
     "evaluate": ("retro_ml.evaluate", "play whole games with a trained agent and score it"),
+    "export": ("retro_ml.export", "write a trained agent as ONNX, torch.export or safetensors"),
 }
 
 

@@ -50,6 +50,9 @@ def trial_config(
         "checkpoints_dir": str(config.checkpoints_dir),
         "restore_from": restore_from,
         "spared_nodes": list(spared_nodes),
+        "initial_weights": (
+            None if config.init_from is None else str(config.paths.initial_weights_path)
+        ),
     }
 
 
@@ -84,6 +87,9 @@ class TrialActor(Trainable):
         translated.checkpoints_dir = str(self._checkpoints.folder)
         if config["restore_from"] is not None:
             translated.restore_from = str(self._checkpoints.find(Path(config["restore_from"])))
+        if config["initial_weights"] is not None:
+            weights = self._checkpoints.find_initial(Path(config["initial_weights"]))
+            translated.initial_weights = str(weights)
         self._algorithm = translated.algo_class(config=translated, storage=self._storage)
         self._checkpoints.start()
 

@@ -6,14 +6,18 @@ the background, and fetches the one that it goes on from if that is not on its d
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from retro_ml.core.artifacts.checkpoint_files import CheckpointError
 from retro_ml.core.artifacts.checkpoint_mirror import CheckpointMirror, fetch_checkpoint
-from retro_ml.core.artifacts.remote_folder import BACKGROUND_PATIENCE_S, RemoteFolder
+from retro_ml.core.artifacts.remote_folder import BACKGROUND_PATIENCE_S, ObjectMissing, RemoteFolder
 from retro_ml.core.engine.run_storage import PATIENCE_S
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.run_paths import RunPaths
+
+INITIAL_PATIENCE_S = 60.0
+"""How long a trial on another node waits for what the driver sends at the start."""
 
 
 class TrialCheckpoints:
@@ -61,6 +65,26 @@ class TrialCheckpoints:
         if fetched is None:
             raise CheckpointError("; ".join(faults) or f"{checkpoint} is neither here nor there")
         return fetched.path
+
+    def find_initial(self, weights: Path) -> Path:
+        """The weights that the run begins with, fetched if they are not on this disk.
+
+        Raises:
+            StorageError: they have not got there in time, or storage does not answer.
+        """
+        if self._uri is None or weights.exists():
+            return weights
+        run = RemoteFolder(self._uri, patience_s=PATIENCE_S)
+        target = self.folder.parent / weights.name
+        end_s = time.monotonic() + INITIAL_PATIENCE_S
+        while True:
+            try:
+                run.download(weights.name, target)
+                return target
+            except ObjectMissing:  # the driver is sending them
+                if time.monotonic() >= end_s:
+                    raise
+            time.sleep(1.0)
 
     def start(self) -> None:
         """Sends what is saved, from now on."""

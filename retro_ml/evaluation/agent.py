@@ -2,6 +2,10 @@
 
 Opening the archive runs no code (safetensors and JSON only). The network computes in float32,
 whatever it was trained in.
+
+    agent = Agent.load("model.zip")
+    print(agent.play().score)
+    action = agent.act(observation)
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ from retro_ml.core.artifacts.model_archive import ArchiveError, load_model_archi
 from retro_ml.core.experiments.config import ExperimentConfig, config_faults
 from retro_ml.core.experiments.faults import as_line
 from retro_ml.envs.frames import OBSERVATION_SHAPE
+from retro_ml.evaluation.episodes import Episode, play_episodes
+from retro_ml.evaluation.protocols import EvaluationOptions, build_protocol
 from retro_ml.networks.nature_cnn import ActorCriticNetwork, QNetwork, pack_observations
 
 _MAX_ACTIONS = 18  # all that the Atari 2600's joystick can do
@@ -32,6 +38,11 @@ class Agent:
         config: the experiment that trained it.
         metadata: what the archive tells of it (agent steps, score, versions).
         seed: of the actions that are drawn.
+
+    Attributes:
+        network: the `torch.nn.Module`, float32, in evaluation mode.
+        config: the experiment that trained it.
+        metadata: metadata.json of the archive; empty for an agent in training.
     """
 
     def __init__(
@@ -44,7 +55,7 @@ class Agent:
     ) -> None:
         self.config = config
         self.metadata = metadata
-        self._network = network.eval()
+        self.network = network.eval()
         self._rng = np.random.default_rng(seed)
 
     @classmethod
@@ -103,12 +114,75 @@ class Agent:
         if not deterministic and self.has_policy:
             scores = scores - np.log(self._rng.standard_exponential(scores.shape))
         actions = scores.argmax(axis=1)
-        return actions if np.ndim(observation) == 1 + len(OBSERVATION_SHAPE) else actions[0]
+        return actions if _is_batch(observation) else actions[0]
+
+    def action_probabilities(self, observation: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """How likely each action is; for DQN 1 for the best one, the first where several are.
+
+        Args:
+            observation: as `act` takes it.
+
+        Returns:
+            `[A] float32`, in the order of `action_meanings`, or `[B, A]` for a batch.
+
+        Raises:
+            ValueError: the observation has another shape or dtype.
+        """
+        scores = self.scores(_as_batch(observation))
+        if self.has_policy:
+            odds = np.exp(scores - scores.max(axis=1, keepdims=True))
+            probabilities = odds / odds.sum(axis=1, keepdims=True)
+        else:
+            probabilities = np.eye(scores.shape[1], dtype=np.float32)[scores.argmax(axis=1)]
+        return probabilities if _is_batch(observation) else probabilities[0]
+
+    def value(self, observation: NDArray[np.uint8]) -> np.float32 | NDArray[np.float32]:
+        """The discounted sum of clipped rewards that is expected; for DQN that of the best action.
+
+        Args:
+            observation: as `act` takes it.
+
+        Returns:
+            A number, or `[B] float32` for a batch.
+
+        Raises:
+            ValueError: the observation has another shape or dtype.
+        """
+        with torch.inference_mode():
+            packed = pack_observations(torch.from_numpy(_as_batch(observation)))
+            output: Any = self.network(packed)
+        values = (output[1] if self.has_policy else output.max(dim=1).values).numpy()
+        return values if _is_batch(observation) else values[0]
+
+    def play(self, *, seed: int = 0, deterministic: bool = False) -> Episode:
+        """Plays one whole game by the archive's protocol, as `retro-ml evaluate` would.
+
+        Args:
+            seed: of the game and of the actions.
+            deterministic: no action is drawn.
+
+        Returns:
+            The unclipped score and the length.
+
+        Raises:
+            pydantic.ValidationError: the seed is out of its range; a ValueError.
+            ArchiveError: the game has another number of actions than the network.
+        """
+        options = EvaluationOptions(episodes=1, seed=seed, deterministic=deterministic, num_games=1)
+        protocol = build_protocol(self.config, options)
+        return play_episodes(self, protocol=protocol, episodes=1, seed=options.seed, num_games=1)[0]
+
+    @property
+    def action_meanings(self) -> tuple[str, ...]:
+        """ale-py's names of the actions, as the archive has them; empty where it has none."""
+        game = self.metadata.get("game")
+        meanings = game.get("action_meanings") if isinstance(game, dict) else None
+        return tuple(map(str, meanings)) if isinstance(meanings, list) else ()
 
     @property
     def has_policy(self) -> bool:
         """True where `scores` are a policy's logits, False where they are the actions' values."""
-        return isinstance(self._network, ActorCriticNetwork)
+        return isinstance(self.network, ActorCriticNetwork)
 
     def scores(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The network's output `[B, A]`.
@@ -117,7 +191,7 @@ class Agent:
             batch: `[B, 4, 84, 84] uint8`, or packed as in `envs.frames`, `[B, 21, 21, 64]`.
         """
         with torch.inference_mode():
-            output: Any = self._network(pack_observations(torch.from_numpy(batch)))
+            output: Any = self.network(pack_observations(torch.from_numpy(batch)))
         scores: Tensor = output[0] if self.has_policy else output
         return scores.numpy()
 
@@ -157,6 +231,10 @@ def _build_blank(
     if config.algorithm == "DQN":
         return QNetwork(len(bias), dueling=config.dqn.dueling)
     return ActorCriticNetwork(len(bias))
+
+
+def _is_batch(observation: NDArray[np.uint8]) -> bool:
+    return np.ndim(observation) == 1 + len(OBSERVATION_SHAPE)
 
 
 def _as_batch(observation: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,8 +29,10 @@ from retro_ml.core.artifacts.model_archive import ArchiveError
 from retro_ml.core.experiments.seeds import derive_seed
 from retro_ml.envs.atari import AtariGames, GameSettings
 from retro_ml.envs.frames import PACKED_STACK_SHAPE, push_frames
-from retro_ml.evaluation.agent import Agent
 from retro_ml.evaluation.protocols import Protocol
+
+if TYPE_CHECKING:
+    from retro_ml.evaluation.agent import Agent
 
 EVALUATION_GAME_SEEDS = 5
 """First word of the key from which the seeds of an evaluation's games are derived."""

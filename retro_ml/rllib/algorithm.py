@@ -20,6 +20,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import (
     COMPONENT_LEARNER,
     COMPONENT_METRICS_LOGGER,
+    COMPONENT_RL_MODULE,
     DEFAULT_MODULE_ID,
 )
 from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
@@ -34,6 +35,8 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 
+from retro_ml.core.artifacts.initial_weights import load_initial_weights
+from retro_ml.core.artifacts.model_archive import Weights
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.rllib.callbacks import RecordCallback
 from retro_ml.rllib.checkpoints import load_checkpoint, resolve_checkpoint, save_checkpoint
@@ -55,6 +58,9 @@ class AtariConfigMixin:
         (a tenth of an update), and whose import takes seconds. Nothing here needs it on a CPU."""
         self.restore_from: str | None = None
         """A checkpoint folder that the trial starts from."""
+        self.initial_weights: str | None = None
+        """What the trial begins with where it restores nothing: `init_from`'s weights, as the
+        run's folder holds them."""
         self.checkpoints_dir: str | None = None
         """The run's folder of checkpoints; None puts each where RLlib's caller asks for it."""
         self.torch_threads: int | None = None
@@ -85,6 +91,9 @@ class AtariAlgorithm(Algorithm):
             self.env_runner.module = module.unwrapped()
         if self.config.restore_from is not None:
             self.load_checkpoint(self.config.restore_from)
+        elif self.config.initial_weights is not None:
+            initial = load_initial_weights(Path(self.config.initial_weights))
+            self.set_network_weights(initial.weights)
 
     @property
     def rollout_agent_steps(self) -> int:
@@ -188,6 +197,15 @@ class AtariAlgorithm(Algorithm):
         """The inverse of `get_learner_state`; the env runners get the weights too."""
         self.learner_group.set_state({COMPONENT_LEARNER: state})
         self.sync_weights()
+
+    def set_network_weights(self, weights: Weights) -> None:
+        """Puts float32 arrays into the network, and into DQN's target; the optimizer stays."""
+        state = {
+            f"{network}.{name}": array
+            for network in ("network", *(["target_network"] if "q.bias" in weights else []))
+            for name, array in weights.items()
+        }
+        self.set_learner_state({COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: state}})
 
     def get_games_states(self) -> list[dict[str, Any]]:
         """The state of every env runner's games, in the order of the env runners."""

@@ -55,6 +55,8 @@ def translate(
     translated.rl_module(model_config=_model_config(config, gpus))
     translated.experiment = config.model_dump(mode="json")
     translated.run_seed = config.seed
+    if config.init_from is not None:
+        translated.initial_weights = str(config.paths.initial_weights_path)
     translated.torch_threads = cpus
     return translated
 

@@ -1,25 +1,22 @@
 """model.zip: a trained policy that can be read without running any code from it.
 
-Format version 1, a zip of three members, stored uncompressed with fixed times so that equal
-content gives equal bytes:
+Format version 2 (docs/model-archive.md), a zip whose members are stored uncompressed with fixed
+times, so that equal content gives equal bytes:
 
 - `weights.safetensors`: the module's arrays by name;
 - `config.json`: the ExperimentConfig of the run;
-- `metadata.json`: format_version, algorithm, game, observation, agent_steps, score, versions,
-  created_at, and sha256 of each other member.
+- `metadata.json`: format_version, what the model is and does, and sha256 of each other member;
+- members for others: README.md, and those that Stable-Baselines3 reads. Version 1 had none.
 
-Reading happens in memory, nothing is extracted, no pickle is involved. Members of other names are
-ignored.
+Reading happens in memory, nothing is extracted, no pickle is involved: members for others are
+proved against their sums and not looked into; members without a sum are ignored.
 """
 
 import hashlib
 import json
-import os
-import re
 import stat
-import struct
 import zipfile
-import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -29,31 +26,17 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
+from retro_ml.core.artifacts.guarded_zip import ZipFault, open_zip, read_member
 from retro_ml.core.artifacts.storage import replace_atomically
+from retro_ml.core.experiments.faults import as_line
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS, CONFIG, METADATA = "weights.safetensors", "config.json", "metadata.json"
-MAX_MEMBERS = 64
-MAX_MEMBER_BYTES = 512 * 1024**2
+CARD = "README.md"
 MAX_JSON_BYTES = 1024**2
-# Bounds the table of contents, which zipfile reads whole before any member can be looked at.
-MAX_ARCHIVE_BYTES = 2 * MAX_MEMBER_BYTES
-# Weights compress by a few percent, JSON tenfold; deflate's own limit is about 1,000.
-MAX_COMPRESSION_RATIO = 100
 
+_CHUNK_BYTES = 1024**2
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # The earliest time that a zip can hold.
-_ENCRYPTED_FLAG = 0x1
-
-# What zipfile raises for damaged files, found by feeding it some: it promises BadZipFile only.
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    NotImplementedError,
-    EOFError,
-    ValueError,
-    OverflowError,
-)
 
 Weights = dict[str, npt.NDArray[Any]]
 
@@ -72,24 +55,31 @@ class ModelArchive:
 
 
 def save_model_archive(
-    path: Path, *, weights: Weights, config_json: str, metadata: dict[str, Any]
+    path: Path,
+    *,
+    weights: Weights,
+    config_json: str,
+    metadata: dict[str, Any],
+    members: Mapping[str, bytes] | None = None,
 ) -> None:
     """Replace `path` atomically; format_version and sha256 are added to the metadata.
 
-    Raises ArtifactError when the file cannot be written, ValueError for NaN in the metadata.
+    `members` are those for others, by name. Raises ArtifactError when the file cannot be written,
+    ValueError for NaN in the metadata.
     """
     whole = {name: _contiguous(array) for name, array in weights.items()}
-    members = {WEIGHTS: safetensors.numpy.save(whole), CONFIG: config_json.encode()}
+    contents = {WEIGHTS: safetensors.numpy.save(whole), CONFIG: config_json.encode()}
+    contents |= members or {}
     described = {
         "format_version": FORMAT_VERSION,
         **metadata,
-        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in members.items()},
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
     }
-    members[METADATA] = json.dumps(described, indent=2, allow_nan=False).encode()
+    contents[METADATA] = json.dumps(described, indent=2, allow_nan=False).encode()
 
     def write(file: BinaryIO) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for name, data in members.items():
+            for name, data in contents.items():
                 archive.writestr(_member_info(name), data)
 
     replace_atomically(path, write)
@@ -97,118 +87,83 @@ def save_model_archive(
 
 def load_model_archive(path: Path) -> ModelArchive:
     """Read and verify a model.zip. Raises ArchiveError with one message for whatever is wrong."""
+    limits_bytes = {METADATA: MAX_JSON_BYTES, CONFIG: MAX_JSON_BYTES}
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise _Fault("it is no regular file")
-            if found.st_size > MAX_ARCHIVE_BYTES:
-                raise _Fault(f"more than {MAX_ARCHIVE_BYTES:,} bytes")
-            return _read_archive(file)
+        with open_zip(path, limits_bytes=limits_bytes) as archive:
+            if METADATA not in archive.namelist() and "policy.pth" in archive.namelist():
+                raise ZipFault("Stable-Baselines3 wrote it; a run can begin with it (--init-from)")
+            contents = {name: read_member(archive, name) for name in (METADATA, CONFIG, WEIGHTS)}
+            metadata = parse_json(METADATA, contents[METADATA])
+            _check_version(metadata.get("format_version"))
+            _check_hashes(metadata.get("sha256"), contents, archive)
+        config = parse_json(CONFIG, contents[CONFIG])
+        return ModelArchive(_parse_weights(contents[WEIGHTS]), config, metadata)
     except OSError as error:
         raise ArchiveError(f"cannot read {path}: {error.strerror or error}") from error
-    except _Fault as fault:
+    except ZipFault as fault:
         raise ArchiveError(f"{path} is no usable model.zip: {fault}") from fault.__cause__
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    # A named pipe would otherwise be waited for.
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
-
-
-class _Fault(Exception):
-    """What is wrong with an archive, in words that follow its name."""
-
-
-def _read_archive(file: BinaryIO) -> ModelArchive:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            _check_members(archive.infolist())
-            contents = {name: _read_member(archive, name) for name in (METADATA, CONFIG, WEIGHTS)}
-    except _ZIP_ERRORS as error:
-        raise _Fault(f"the zip is damaged ({error or type(error).__name__})") from error
-    metadata = _parse_json(METADATA, contents[METADATA])
-    _check_version(metadata.get("format_version"))
-    _check_hashes(metadata.get("sha256"), contents)
-    config = _parse_json(CONFIG, contents[CONFIG])
-    return ModelArchive(_parse_weights(contents[WEIGHTS]), config, metadata)
-
-
-def _check_members(members: list[zipfile.ZipInfo]) -> None:
-    if len(members) > MAX_MEMBERS:
-        raise _Fault(f"{len(members)} members, at most {MAX_MEMBERS} are allowed")
-    names = [member.orig_filename for member in members]
-    for name in names:
-        # Names are never used as paths here; an archive that has such a name means harm.
-        if name.startswith("/") or re.search(r"\\|\0|^[A-Za-z]:|(^|/)\.\.(/|$)", name):
-            raise _Fault(f"member {name!r} has a name that leads out of the archive")
-    for name in (METADATA, CONFIG, WEIGHTS):
-        if names.count(name) != 1:
-            raise _Fault(f"{names.count(name)} members {name}, there must be one")
-    for member in members:
-        _check_member(member)
-
-
-def _check_member(member: zipfile.ZipInfo) -> None:
-    kind = stat.S_IFMT(member.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise _Fault(f"member {member.filename!r} is a link or a device")
-    if member.flag_bits & _ENCRYPTED_FLAG:
-        raise _Fault(f"member {member.filename!r} is encrypted")
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise _Fault(f"member {member.filename!r} is compressed in an unknown way")
-    limit_bytes = MAX_JSON_BYTES if member.filename in (METADATA, CONFIG) else MAX_MEMBER_BYTES
-    if member.file_size > limit_bytes:
-        raise _Fault(f"member {member.filename!r} has more than {limit_bytes:,} bytes")
-    if member.file_size > MAX_COMPRESSION_RATIO * max(1, member.compress_size):
-        raise _Fault(f"member {member.filename!r} is compressed too far to be genuine")
-
-
-def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
-    with archive.open(name) as member:
-        # One more than declared: reading to the end is what makes zipfile check the CRC.
-        data = member.read(archive.getinfo(name).file_size + 1)
-    if len(data) != archive.getinfo(name).file_size:
-        raise _Fault(f"member {name!r} is cut short")
-    return data
-
-
-def _parse_json(name: str, data: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise _Fault(f"{name} is no JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise _Fault(f"{name} is no JSON object")
-    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not allowed")
 
 
+def parse_json(
+    name: str, data: bytes, *, parse_constant: Callable[[str], Any] = _refuse_constant
+) -> dict[str, Any]:
+    """The JSON object in the member `name`; NaN and infinity are refused. Raises ZipFault."""
+    try:
+        value = json.loads(data.decode("utf-8"), parse_constant=parse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ZipFault(f"{name} is no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ZipFault(f"{name} is no JSON object")
+    return value
+
+
 def _check_version(version: Any) -> None:
     if type(version) is not int or version < 1:
-        raise _Fault(f"{METADATA} has no format_version")
+        raise ZipFault(f"{METADATA} has no format_version")
     if version > FORMAT_VERSION:
-        raise _Fault(
+        raise ZipFault(
             f"its format version is {version}, this retro_ml reads up to {FORMAT_VERSION}: "
             "install a newer one"
         )
 
 
-def _check_hashes(hashes: Any, contents: dict[str, bytes]) -> None:
-    for name in (CONFIG, WEIGHTS):
-        expected = hashes.get(name) if isinstance(hashes, dict) else None
-        if hashlib.sha256(contents[name]).hexdigest() != expected:
-            raise _Fault(f"{name} is not what was written: its sha256 differs")
+def _check_hashes(hashes: Any, contents: dict[str, bytes], archive: zipfile.ZipFile) -> None:
+    """Every member that has a sum, read for it or not; CONFIG and WEIGHTS must have one."""
+    if not isinstance(hashes, dict) or not {CONFIG, WEIGHTS} <= hashes.keys():
+        raise ZipFault(f"{METADATA} has no sha256 of {CONFIG} and {WEIGHTS}")
+    names = archive.namelist()
+    for name, expected in hashes.items():
+        shown = as_line(name, longest=60)
+        if names.count(name) != 1:
+            raise ZipFault(f"{names.count(name)} members {shown}, there must be one")
+        if name in contents:
+            found = hashlib.sha256(contents[name]).hexdigest()
+        else:
+            found = _hash_member(archive, name)
+        if found != expected:
+            raise ZipFault(f"{shown} is not what was written: its sha256 differs")
+
+
+def _hash_member(archive: zipfile.ZipFile, name: str) -> str:
+    digest, left = hashlib.sha256(), archive.getinfo(name).file_size
+    with archive.open(name) as member:
+        while chunk := member.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            left -= len(chunk)
+            if left < 0:
+                raise ZipFault(f"member {name!r} is longer than it says")
+    return digest.hexdigest()
 
 
 def _parse_weights(data: bytes) -> Weights:
     try:
         arrays = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, KeyError, ValueError, OverflowError) as error:
-        raise _Fault(f"{WEIGHTS} is no safetensors file ({error})") from error
+        raise ZipFault(f"{WEIGHTS} is no safetensors file ({error})") from error
     return {name: array.copy() for name, array in arrays.items()}
 
 

@@ -30,11 +30,12 @@ from retro_ml.core.artifacts.metrics_file import (
     cut_rows,
     save_metrics_json,
 )
-from retro_ml.core.artifacts.model_archive import save_model_archive
 from retro_ml.core.artifacts.remote_folder import ObjectMissing, RemoteFolder
+from retro_ml.core.artifacts.run_model import save_run_model
 from retro_ml.core.artifacts.run_writer import RunWriter, plain
-from retro_ml.core.artifacts.status import StatusWriter, installed_versions
+from retro_ml.core.artifacts.status import StatusWriter
 from retro_ml.core.artifacts.storage import AppendFile, ArtifactError, rewrite_lines
+from retro_ml.core.artifacts.training_history import TrainingHistory
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent
 
 if TYPE_CHECKING:
@@ -223,6 +224,7 @@ class ModelWriter(RunWriter):
 
     def __init__(self, config: "ExperimentConfig") -> None:
         super().__init__(config)
+        self._history = TrainingHistory(config)
         self._awaited: MetricEvent | None = None
 
     def fetch_awaited(self, checkpoints: RemoteFolder) -> None:
@@ -251,7 +253,12 @@ class ModelWriter(RunWriter):
                     self._awaited = None
 
     def _take(self, event: MetricEvent) -> None:
+        if event.event_type is EventType.RUN_STARTED:
+            from_step = event.data.get("from_step", 0)
+            self._history = TrainingHistory.load(self._config, up_to_step=from_step)
+            return
         if event.event_type is not EventType.CHECKPOINT_SAVED:
+            self._history.take(event.event_type.value, event.data)
             return
         checkpoint = Path(event.data["path"])
         if self._config.paths.storage_uri is not None and not checkpoint.exists():
@@ -261,31 +268,20 @@ class ModelWriter(RunWriter):
         self._save(checkpoint, event)
 
     def _save(self, checkpoint: Path, event: MetricEvent) -> None:
-        config = self._config
         weights_path = checkpoint / WEIGHTS_NAME
         try:
             weights = safetensors.numpy.load_file(weights_path)
             manifest = load_manifest(checkpoint)
         except (OSError, safetensors.SafetensorError, CheckpointError) as error:
             raise ArtifactError(f"cannot read {weights_path}: {error}") from error
-        metadata = {
-            "algorithm": config.algorithm,
-            "game": {
-                "rom": config.game.rom,
-                "protocol": config.game.protocol,
-                "action_meanings": manifest["action_meanings"],
-            },
-            "observation": {"shape": [4, 84, 84], "dtype": "uint8"},
-            "agent_steps": event.data["step"],
-            "score": plain(manifest.get("score")),
-            "versions": installed_versions(),
-            "created_at": event.to_dict()["timestamp"],
-        }
-        save_model_archive(
-            config.paths.model_path,
-            weights=weights,
-            config_json=config.model_dump_json(),
-            metadata=metadata,
+        save_run_model(
+            self._config,
+            weights,
+            agent_steps=event.data["step"],
+            score=plain(manifest.get("score")),
+            action_meanings=manifest["action_meanings"],
+            history=self._history.summarize(),
+            created_at=event.to_dict()["timestamp"],
         )
 
 

@@ -22,7 +22,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from retro_ml.core.artifacts.checkpoint_files import CheckpointFolder, choose_checkpoint
+from retro_ml.core.artifacts.initial_weights import InitialWeights, save_initial_weights
 from retro_ml.core.artifacts.metrics_file import read_last_whole_step
+from retro_ml.core.artifacts.model_archive import ArchiveError
 from retro_ml.core.artifacts.remote_folder import RemoteFolder, StorageError
 from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically
 from retro_ml.core.engine.run_claim import outlive, read_claim
@@ -34,6 +36,8 @@ from retro_ml.core.experiments.options import RunOptions
 
 logger = logging.getLogger("retro_ml.engine")
 
+ReadInitial = Callable[[ExperimentConfig], InitialWeights]
+"""What gives the weights that `init_from` names; raises ArchiveError."""
 
 MAX_BYTES = 1_000_000
 """Of config.json and status.json, which take a few thousand."""
@@ -77,7 +81,11 @@ class OpenRun:
 
 
 def open_run(
-    config: ExperimentConfig, options: RunOptions, *, notice: Callable[[str], None]
+    config: ExperimentConfig,
+    options: RunOptions,
+    *,
+    notice: Callable[[str], None],
+    read_initial: ReadInitial | None = None,
 ) -> OpenRun:
     """Locks the run's folder, made if need be, and tells how to go on.
 
@@ -85,6 +93,7 @@ def open_run(
         config: as it was given.
         options: `restart_behavior`, `stop_score`.
         notice: is told at once why opening takes time.
+        read_initial: called for a new run with `init_from`.
 
     Raises:
         BadRunFolder: with everything as it was before.
@@ -95,15 +104,16 @@ def open_run(
         with _storage_faults(config):
             remote = find_run(config)
     if options.restart_behavior == "restart" and (config.paths.config_path.exists() or remote):
+        initial = _read_initial(config, read_initial)
         aside = _move_aside(config, remote, notice)
-        opened = _open(config, options, notice)
-        return replace(opened, config=config, notices=(f"the old run is in {aside}",))
+        opened = _open(config, options, notice, read_initial=lambda _: initial)
+        return replace(opened, notices=(f"the old run is in {aside}", *opened.notices))
     if options.restart_behavior == "fail" and (os.path.lexists(folder) or remote):
         raise BadRunFolder(
             f"experiment_id: {config.experiment_id} -> {remote.uri if remote else folder} exists "
             "already; choose another --experiment-id, or --restart-behavior resume or restart"
         )
-    return _open(config, options, notice)
+    return _open(config, options, notice, read_initial=read_initial)
 
 
 def load_config(config: ExperimentConfig) -> ExperimentConfig:
@@ -134,7 +144,13 @@ def save_config(config: ExperimentConfig) -> None:
     replace_atomically(config.paths.config_path, lambda file: file.write(text.encode()))
 
 
-def _open(config: ExperimentConfig, options: RunOptions, notice: Callable[[str], None]) -> OpenRun:
+def _open(
+    config: ExperimentConfig,
+    options: RunOptions,
+    notice: Callable[[str], None],
+    *,
+    read_initial: ReadInitial | None,
+) -> OpenRun:
     made: list[Path] = []
     try:
         _make_folders(config, made)
@@ -147,9 +163,10 @@ def _open(config: ExperimentConfig, options: RunOptions, notice: Callable[[str],
         with _storage_faults(config):
             storage = open_storage(config, notice=notice)
         if not config.paths.config_path.exists():
-            _begin_new(config)
-            return OpenRun(config=config, lock=lock, storage=storage)
-        return replace(_go_on(config, options, lock, storage), storage=storage)
+            opened = _begin_new(config, lock, _read_initial(config, read_initial))
+        else:
+            opened = _go_on(config, options, lock, storage)
+        return replace(opened, storage=storage)
     except BaseException:
         if storage is not None:
             storage.release()
@@ -209,6 +226,11 @@ def _go_on(
     notices += [f"warning: a checkpoint is left aside: {fault}" for fault in faults]
     if checkpoint is None:
         notices.append("no checkpoint there yet: beginning at the start")
+        if going_on.init_from is not None and not config.paths.initial_weights_path.exists():
+            raise BadRunFolder(
+                f"init_from: {going_on.init_from} -> {config.paths.initial_weights_path}, which "
+                "the run begins with, is gone; choose --restart-behavior restart to begin anew"
+            )
     return OpenRun(
         config=going_on,
         lock=lock,
@@ -226,19 +248,38 @@ def _is_finished(status: dict[str, Any], config: ExperimentConfig, options: RunO
     return isinstance(score, int | float) and enough is not None and score >= enough
 
 
-def _begin_new(config: ExperimentConfig) -> None:
-    folder = config.paths.experiment_dir
-    ours = {config.paths.lock_path, config.paths.claim_path}
-    foreign = [path.name for path in folder.iterdir() if path not in ours]
+def _read_initial(
+    config: ExperimentConfig, read_initial: ReadInitial | None
+) -> InitialWeights | None:
+    if config.init_from is None or read_initial is None:
+        return None
+    try:
+        return read_initial(config)
+    except ArchiveError as error:
+        raise BadRunFolder(f"init_from: {error}") from None
+
+
+def _begin_new(config: ExperimentConfig, lock: RunLock, initial: InitialWeights | None) -> OpenRun:
+    folder, paths = config.paths.experiment_dir, config.paths
+    # The weights are written first: they are what a kill may have left.
+    own = {paths.lock_path, paths.claim_path, paths.initial_weights_path}
+    foreign = [path.name for path in folder.iterdir() if path not in own]
     if foreign:
         raise BadRunFolder(
             f"experiment_id: {config.experiment_id} -> {folder} is not a run's folder (no "
             f"{config.paths.config_path.name}) and not empty; choose another --experiment-id"
         )
+    notices: tuple[str, ...] = ()
     try:
+        if initial is not None:
+            config = config.model_copy(update={"init_sha256": initial.origin["sha256"]})
+            save_initial_weights(config, initial)
+            notices = (initial.description,)
         save_config(config)
     except ArtifactError as error:
+        paths.initial_weights_path.unlink(missing_ok=True)
         raise _cannot_make(config, error) from None
+    return OpenRun(config=config, lock=lock, notices=notices)
 
 
 def _load_status(config: ExperimentConfig) -> dict[str, Any]:

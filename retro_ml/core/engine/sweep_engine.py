@@ -18,7 +18,7 @@ from retro_ml.core.artifacts.leaderboard import Normalise
 from retro_ml.core.artifacts.metrics_file import read_rows
 from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.engine.launcher import LaunchError, SweepLauncher, Trial, TrialEnd
-from retro_ml.core.engine.run_folder import BadRunFolder, load_config, open_run
+from retro_ml.core.engine.run_folder import BadRunFolder, ReadInitial, load_config, open_run
 from retro_ml.core.engine.run_log import RunLog, TrialLogs
 from retro_ml.core.engine.run_session import RunSession
 from retro_ml.core.engine.stop_signals import StopSignals
@@ -48,8 +48,10 @@ class SweepEngine:
         launcher: SweepLauncher,
         normalise: Normalise,
         options: RunOptions | None = None,
+        read_initial: ReadInitial | None = None,
     ) -> None:
         self._config = config
+        self._read_initial = read_initial
         self._bus = MetricEventBus() if event_bus is None else event_bus
         self._launcher = launcher
         self._options = RunOptions() if options is None else options
@@ -202,7 +204,12 @@ class SweepEngine:
         try:
             planned = self._with_values(planned)
             options = self._options.model_copy(update={"restart_behavior": "resume"})
-            opened = open_run(planned.config, options, notice=self._progress.notice)
+            opened = open_run(
+                planned.config,
+                options,
+                notice=self._progress.notice,
+                read_initial=self._read_initial,
+            )
         except (BadRunFolder, NoFittingValues) as error:
             standing.state, standing.error = "failed", str(error)
             self._progress.trial_ended(standing)

@@ -15,7 +15,7 @@ from typing import Any
 from retro_ml.core.engine.launcher import Launcher, LaunchError, TrialEnd
 from retro_ml.core.engine.progress import Progress, build_progress
 from retro_ml.core.engine.result import ExperimentResult
-from retro_ml.core.engine.run_folder import BadRunFolder, OpenRun, open_run
+from retro_ml.core.engine.run_folder import BadRunFolder, OpenRun, ReadInitial, open_run
 from retro_ml.core.engine.run_log import RunLog
 from retro_ml.core.engine.run_session import RunSession, Tally, build_result
 from retro_ml.core.engine.run_storage import RunStorage
@@ -39,11 +39,13 @@ class TrainingEngine:
         *,
         launcher: Launcher,
         options: RunOptions | None = None,
+        read_initial: ReadInitial | None = None,
     ) -> None:
         self._config = config
         self._bus = MetricEventBus() if event_bus is None else event_bus
         self._launcher = launcher
         self._options = RunOptions() if options is None else options
+        self._read_initial = read_initial
 
     def run(self) -> ExperimentResult:
         """Train to the end, however it comes.
@@ -55,7 +57,12 @@ class TrainingEngine:
         """
         started_s = time.monotonic()
         progress = build_progress(self._config, self._options, sys.stderr)
-        opened = open_run(self._config, self._options, notice=progress.notice)
+        opened = open_run(
+            self._config,
+            self._options,
+            notice=progress.notice,
+            read_initial=self._read_initial,
+        )
         try:
             if opened.finished is not None:
                 result = _tell_again(opened.config, opened.finished)

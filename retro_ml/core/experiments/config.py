@@ -58,6 +58,7 @@ _MIN_ITERATION_AGENT_STEPS = {"A2C": 1_000, "DQN": 250}
 # The default of fields that a validator fills; their type is what everybody else sees.
 _TO_BE_FILLED: Any = None
 
+_SHA256 = re.compile("[0-9a-f]{64}")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 
 
@@ -122,6 +123,15 @@ class ExperimentConfig(FrozenModel):
         default=None,
         description="published settings: sb3 or nnabla for A2C, dopamine for DQN; "
         "they fill what is not set otherwise",
+    )
+    init_from: Text | None = Field(
+        default=None,
+        description="a model.zip, or a zip of Stable-Baselines3 (CnnPolicy), whose weights the run "
+        "begins with; by default they are drawn",
+    )
+    init_sha256: Text | None = Field(
+        default=None,
+        description="sha256 of that file: another one is refused; by default taken at the start",
     )
     environment: EnvironmentConfig = Field(
         default=EnvironmentConfig(), description="how the game is played"
@@ -289,6 +299,29 @@ class ExperimentConfig(FrozenModel):
         if name is not None and "algorithm" in info.data:
             find_preset(name, algorithm=info.data["algorithm"])
         return name.lower() if name is not None else None
+
+    @field_validator("init_from", mode="before")
+    @classmethod
+    def _read_init_from(cls, path: Any) -> Any:
+        return os.fspath(path) if isinstance(path, os.PathLike) else path
+
+    @field_validator("init_from")
+    @classmethod
+    def _check_init_from(cls, path: str | None) -> str | None:
+        if path is None:
+            return None
+        if not path.strip() or "\0" in path:
+            raise ValueError("a file's path, e.g. runs/my-run/model.zip")
+        return os.path.abspath(os.path.expanduser(path))
+
+    @field_validator("init_sha256")
+    @classmethod
+    def _check_init_sha256(cls, sha256: str | None, info: ValidationInfo) -> str | None:
+        if sha256 is not None and info.data.get("init_from", "") is None:
+            raise ValueError("the sum of init_from, which is not given")
+        if sha256 is not None and not _SHA256.fullmatch(sha256):
+            raise ValueError("64 hexadecimal digits in lower case, as sha256sum prints them")
+        return sha256
 
     @field_validator("environment")
     @classmethod

@@ -13,6 +13,7 @@ from retro_ml.core.experiments.derived import fill_settings
 NOT_COMPARED = frozenset({"created_at", "output_dir", "use_gpu", "run_type"})
 TOTAL = "total_timesteps"
 PRECISION = "resources.precision"
+INIT_SHA256 = "init_sha256"
 SCHEDULE = "schedule_agent_steps"
 # Reckoned from total_timesteps where they are not given.
 _DERIVED = (SCHEDULE, "replay_size", "warmup_agent_steps", "epsilon_agent_steps")
@@ -22,7 +23,7 @@ def describe_differences(stored: ExperimentConfig, given: ExperimentConfig) -> l
     """One line for each field in which `given` would make another run than `stored`.
 
     A higher total_timesteps only makes it longer. `resources.precision: auto` is whatever the run
-    began with, which is stored.
+    began with, which is stored; so is init_sha256.
     """
     longer = given.total_timesteps > stored.total_timesteps
     before, now = (_read_fields(config, but_derived=longer) for config in (stored, given))
@@ -30,6 +31,8 @@ def describe_differences(stored: ExperimentConfig, given: ExperimentConfig) -> l
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         if old == new or name in NOT_COMPARED or (name == PRECISION and new == "auto"):
+            continue
+        if name == INIT_SHA256 and new is None:
             continue
         if name == TOTAL and longer:
             continue

@@ -83,6 +83,11 @@ class RunPaths:
         """The trained policy."""
         return self.experiment_dir / "model.zip"
 
+    @property
+    def initial_weights_path(self) -> Path:
+        """What a run with `init_from` begins with."""
+        return self.experiment_dir / "initial-weights.safetensors"
+
     def evaluation_path(self, protocol: str) -> Path:
         """The model's score by a named protocol, once it was asked for."""
         return self.experiment_dir / f"evaluation-{protocol}.json"
@@ -100,6 +105,7 @@ class RunPaths:
     def sent_names(self) -> tuple[str, ...]:
         """Files that are sent to storage, the status last; checkpoints are sent apart."""
         paths = (
+            self.initial_weights_path,
             self.config_path,
             self.log_path,
             self.metrics_csv_path,

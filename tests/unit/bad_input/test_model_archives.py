@@ -313,6 +313,59 @@ def test_no_pickle_is_loaded(
     assert not marker.exists()
 
 
+MEMBERS_FOR_OTHERS = ("data", "policy.pth", "policy.optimizer.pth", "README.md")
+
+
+def archive_for_others(folder: Path, others: Members) -> bytes:
+    path = folder / "good.zip"
+    save_model_archive(path, weights=NETWORK, config_json=CONFIG_JSON, metadata={}, members=others)
+    content = path.read_bytes()
+    path.unlink()
+    return content
+
+
+@pytest.mark.parametrize("member", MEMBERS_FOR_OTHERS)
+def test_members_for_others_are_never_loaded(
+    member: str, tmp_path: Path, bounded: Bounded, pickle_trap: Callable[[Path], bytes]
+) -> None:
+    marker, path = tmp_path / "planted", tmp_path / "model.zip"
+    path.write_bytes(archive_for_others(tmp_path, {member: pickle_trap(marker)}))
+
+    with bounded():
+        agent = Agent.load(path)
+    assert agent.config.algorithm == "DQN"
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("member", MEMBERS_FOR_OTHERS)
+def test_damage_in_members_for_others_is_seen(
+    member: str, tmp_path: Path, bounded: Bounded
+) -> None:
+    others = {name: name.encode() * 9 for name in MEMBERS_FOR_OTHERS}
+    content = archive_for_others(tmp_path, others)
+    good = members_of(content)
+    swapped, cut = good[member][:-1] + b"x", good[member][:-1]
+
+    for bad in (swapped, cut):
+        line = refuse(zip_of(good | {member: bad}), tmp_path, bounded)
+        assert f"{member} is not what was written: its sha256 differs" in line
+    left_out = {name: data for name, data in good.items() if name != member}
+    assert f"0 members {member}" in refuse(zip_of(left_out), tmp_path, bounded)
+    at = content.index(good[member])
+    flipped = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+    assert "damaged" in refuse(flipped, tmp_path, bounded)
+
+
+def test_a_bomb_in_many_members_is_refused(tmp_path: Path, bounded: Bounded) -> None:
+    file = io.BytesIO(archive_for_others(tmp_path, {}))
+    with zipfile.ZipFile(file, "a") as archive:
+        for name in "abc":
+            archive.writestr(name, b"")
+            archive.getinfo(name).file_size = archive.getinfo(name).compress_size = 400 * 1024**2
+
+    assert "1,073,741,824 bytes together" in refuse(file.getvalue(), tmp_path, bounded)
+
+
 def test_objects_are_no_weights(tmp_path: Path, pickle_trap: Callable[[Path], bytes]) -> None:
     marker = tmp_path / "planted"
     file = io.BytesIO()

@@ -53,7 +53,7 @@ def test_weights_config_and_metadata_come_back(tmp_path: Path) -> None:
     archive = load_model_archive(saved(tmp_path))
 
     assert archive.config == {"seed": 1}
-    assert archive.metadata["format_version"] == 1
+    assert archive.metadata["format_version"] == 2
     assert archive.metadata["algorithm"] == "PPO"
     assert archive.weights.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
@@ -87,9 +87,9 @@ FAULTS: dict[str, tuple[Callable[[dict[str, bytes]], object], str]] = {
     "missing metadata": (lambda m: m.pop(METADATA), "0 members metadata"),
     "changed config": (lambda m: m.update({CONFIG: b'{"seed": 2}'}), "sha256 differs"),
     "changed weights": (lambda m: m.update({WEIGHTS: m[WEIGHTS][:-1] + b"x"}), "sha256 differs"),
-    "newer": (lambda m: change(m, format_version=2), "install a newer one"),
+    "newer": (lambda m: change(m, format_version=3), "install a newer one"),
     "no version": (lambda m: change(m, format_version=True), "no format_version"),
-    "no hashes": (lambda m: change(m, sha256=[1]), "sha256 differs"),
+    "no hashes": (lambda m: change(m, sha256=[1]), "no sha256"),
     "no json": (lambda m: m.update({METADATA: b"{"}), "no JSON"),
     "not an object": (lambda m: m.update({METADATA: b"[]"}), "no JSON object"),
     "nan": (lambda m: m.update({METADATA: b'{"a": NaN}'}), "NaN is not allowed"),
@@ -206,6 +206,23 @@ def test_no_cut_and_no_flipped_bit_gets_through_changed(tmp_path: Path) -> None:
         for name, array in ARRAYS.items():
             np.testing.assert_array_equal(archive.weights[name], array)
     assert refused > 300
+
+
+def test_an_archive_of_version_1_is_still_read(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    members = members_of(path)
+    change(members, format_version=1)
+    write_zip(path, members)
+
+    assert load_model_archive(path).config == {"seed": 1}
+
+
+def test_a_zip_of_stable_baselines3_is_called_that(tmp_path: Path) -> None:
+    path = tmp_path / "model.zip"
+    write_zip(path, {"data": b"{}", "policy.pth": b""})
+
+    with pytest.raises(ArchiveError, match=r"Stable-Baselines3 wrote it.*--init-from"):
+        load_model_archive(path)
 
 
 def test_a_failed_save_keeps_the_old_archive(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+import zipfile
 from enum import Enum
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +26,7 @@ from retro_ml.core.artifacts.writers import LogWriter, MetricsWriter, ModelWrite
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventBus
 
+KINDS = ("weight", "bias")
 pytestmark = pytest.mark.unit
 
 START, STEP, GAME = EventType.RUN_STARTED, EventType.TRAINING_STEP, EventType.EPISODE_FINISHED
@@ -353,6 +355,34 @@ def test_the_model_is_that_of_the_last_checkpoint(config: ExperimentConfig) -> N
         "action_meanings": ["NOOP", "FIRE"],
     }
     assert archive.metadata["observation"] == {"shape": [4, 84, 84], "dtype": "uint8"}
+
+
+def test_the_model_has_a_card_its_history_and_members_for_others(
+    config: ExperimentConfig,
+) -> None:
+    # The shapes do not matter here, the names do.
+    layers = ("body.conv1", "body.conv2", "body.conv3", "body.linear", "policy", "value")
+    weights = {f"{layer}.{kind}": np.ones(4, np.float32) for layer in layers for kind in KINDS}
+    writer, run = ModelWriter(config), config.experiment_id
+    tell(writer, START, run, from_step=0)
+    tell(writer, STEP, run, step=5, reward=2.5, games=3)
+    folder = config.paths.checkpoint_dir(5)
+    facts = {"action_meanings": ["NOOP", "FIRE"], "score": 2.5}
+    save_checkpoint_folder(folder, lambda into: save_module(into, weights), facts=facts)
+    tell(writer, SAVED, run, step=5, path=str(folder))
+
+    metadata = load_model_archive(config.model_path).metadata
+    with zipfile.ZipFile(config.model_path) as archive:
+        names, card = archive.namelist(), archive.read("README.md").decode()
+    assert set(names) - {"metadata.json"} == metadata["sha256"].keys()
+    assert {"data", "policy.pth", "policy.optimizer.pth"} < set(names)
+    assert metadata["stable_baselines3"]["class"] == "stable_baselines3.PPO"
+    assert metadata["history"]["curve"] == [{"agent_steps": 5, "score": 2.5}]
+    assert metadata["protocol"]["noop_max"] == 30
+    assert metadata["preprocessing"]["stack_order"] == "oldest first"
+    for part in ("# PPO on ", "| score | 2.5 |", "0 NOOP, 1 FIRE", "PPO.load", "- clip: 0.1"):
+        assert part in card
+    assert "{" not in card
 
 
 def test_a_checkpoint_without_weights_is_an_error(config: ExperimentConfig) -> None:

@@ -8,10 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from retro_ml.core.artifacts.checkpoint_files import CheckpointFolder, save_checkpoint_folder
+from retro_ml.core.artifacts.initial_weights import InitialWeights, load_initial_weights
 from retro_ml.core.artifacts.metrics_file import build_header, build_row
+from retro_ml.core.artifacts.model_archive import ArchiveError
+from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.engine.run_folder import BadRunFolder, OpenRun, open_run
 from retro_ml.core.engine.run_lock import RunLock
 from retro_ml.core.experiments.config import ExperimentConfig
@@ -295,3 +299,99 @@ def test_a_name_too_long_for_the_disk_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(BadRunFolder, match="File name too long"):
         make_run_folder(make_config(tmp_path / ("n" * 300)))
     assert list(tmp_path.iterdir()) == []
+
+
+# Runs that begin with another model's weights.
+
+INITIAL = InitialWeights(
+    weights={"w": np.arange(3, dtype=np.float32)},
+    origin={
+        "file": "/models/a.zip",
+        "sha256": "0" * 64,
+        "algorithm": "PPO",
+        "game": "breakout",
+        "agent_steps": 5,
+        "not_taken_over": ["optimizer"],
+    },
+)
+
+
+def open_with_weights(config: ExperimentConfig, **options: Any) -> OpenRun:
+    run = open_run(
+        config, RunOptions(**options), notice=lambda text: None, read_initial=lambda _: INITIAL
+    )
+    run.lock.release()
+    return run
+
+
+def refuse_to_read(config: ExperimentConfig) -> InitialWeights:
+    raise ArchiveError("/models/a.zip has 4 actions")
+
+
+def test_the_weights_are_kept_in_the_run_with_where_they_came_from(tmp_path: Path) -> None:
+    config = make_config(tmp_path, init_from="/models/a.zip")
+    run = open_with_weights(config)
+
+    stored = ExperimentConfig.model_validate_json(config.config_path.read_text())
+    assert stored == run.config == config.model_copy(update={"init_sha256": "0" * 64})
+    kept = load_initial_weights(config.paths.initial_weights_path)
+    np.testing.assert_array_equal(kept.weights["w"], INITIAL.weights["w"])
+    assert kept.origin == INITIAL.origin
+    assert run.notices == (INITIAL.description,)
+    assert "PPO on breakout, 5 agent steps; not taken over: optimizer" in INITIAL.description
+
+
+def test_going_on_needs_the_named_file_no_more(tmp_path: Path) -> None:
+    config = make_config(tmp_path, init_from="/models/a.zip")
+    open_with_weights(config)
+    run = open_run(config, RunOptions(), notice=lambda text: None, read_initial=refuse_to_read)
+    run.lock.release()
+
+    assert run.config.init_sha256 == "0" * 64
+    assert run.notices == ("no checkpoint there yet: beginning at the start",)
+    config.paths.initial_weights_path.unlink()
+    with pytest.raises(BadRunFolder, match="is gone"), opened(config):
+        pass
+
+
+def test_another_file_is_another_run(tmp_path: Path) -> None:
+    open_with_weights(make_config(tmp_path, init_from="/models/a.zip"))
+    for fields in (
+        {},
+        {"init_from": "/models/b.zip"},
+        {"init_from": "/models/a.zip", "init_sha256": "1" * 64},
+    ):
+        with pytest.raises(BadRunFolder, match="init_"), opened(make_config(tmp_path, **fields)):
+            pass
+
+
+@pytest.mark.parametrize("restart_behavior", ["resume", "restart"])
+def test_weights_that_are_refused_leave_all_as_it_was(
+    tmp_path: Path, restart_behavior: str
+) -> None:
+    if restart_behavior == "restart":
+        make_run_folder(make_config(tmp_path))
+    before = sorted(tmp_path.rglob("*"))
+    config = make_config(tmp_path, init_from="/models/a.zip")
+    options = RunOptions(restart_behavior=restart_behavior)  # type: ignore[arg-type]
+    with pytest.raises(BadRunFolder, match=r"^init_from: /models/a\.zip has 4 actions$"):
+        open_run(config, options, notice=lambda text: None, read_initial=refuse_to_read)
+
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_kill_left_of_the_beginning_is_no_obstacle(tmp_path: Path) -> None:
+    config = make_config(tmp_path, init_from="/models/a.zip")
+    open_with_weights(config)
+    config.config_path.unlink()  # it is written last
+
+    assert open_with_weights(config).notices == (INITIAL.description,)
+
+
+def test_damaged_initial_weights_are_one_message(tmp_path: Path) -> None:
+    path = tmp_path / "initial-weights.safetensors"
+    path.write_bytes(b"\0" * 20)
+    with pytest.raises(ArtifactError, match="begin anew"):
+        load_initial_weights(path)
+    with pytest.raises(ArtifactError, match="begin anew"):
+        load_initial_weights(tmp_path / "none")

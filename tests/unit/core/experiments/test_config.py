@@ -57,6 +57,8 @@ def test_the_fields_stand_in_the_documented_order() -> None:
         "use_gpu",
         "created_at",
         "preset",
+        "init_from",
+        "init_sha256",
         "environment",
         "resources",
         "checkpointing",
@@ -431,3 +433,32 @@ def test_all_faults_are_reported_at_once() -> None:
 
 def test_the_settings_of_another_algorithm_need_not_fit() -> None:
     assert build(algorithm="A2C", ppo={"minibatch_size": 7}).ppo.minibatch_size == 7
+
+
+# Another model to begin with.
+
+
+def test_a_model_to_begin_with_is_a_whole_path(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = build(init_from="models/a.zip", init_sha256="0" * 64)
+
+    assert config.init_from == str(tmp_path / "models" / "a.zip")
+    assert build(init_from=tmp_path / "a.zip").init_from == str(tmp_path / "a.zip")
+    assert build().init_from is None
+    again = ExperimentConfig.model_validate_json(config.model_dump_json())
+    assert again == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"init_from": " "}, "a file's path"),
+        ({"init_from": "a\0b"}, "a file's path"),
+        ({"init_sha256": "0" * 64}, "init_from, which is not given"),
+        ({"init_from": "a.zip", "init_sha256": "0" * 63}, "64 hexadecimal digits"),
+        ({"init_from": 5}, "init_from: 5 -> text"),
+    ],
+)
+def test_what_is_no_model_to_begin_with(fields: dict[str, Any], fault: str) -> None:
+    (line,) = faults(**fields)
+    assert fault in line
