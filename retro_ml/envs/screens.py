@@ -38,6 +38,8 @@ class ScreenedGame(AtariGames):
         4 of them after a step, fewer at a game's end."""
         self.lives = 0
         """Those that the screens show; 0 in games that count none."""
+        self.reward = 0
+        """Of the last step, unclipped."""
         ALEInterface.setLoggerMode(LoggerMode.Error)
         self._emulator = ALEInterface()
         self._emulator.setFloat("repeat_action_probability", settings.sticky_actions)
@@ -54,7 +56,7 @@ class ScreenedGame(AtariGames):
 
         Raises:
             ValueError: without a seed.
-            ScreensDiffer: never, as far as is known.
+            ScreensDiffer: the two emulators differ, which no game of ale-py's has done.
         """
         if seeds is None:
             raise ValueError("seeds: None -> the seed of the one game")
@@ -67,13 +69,15 @@ class ScreenedGame(AtariGames):
             emulator.reset_game()
         self._frames_in_play = 0
         start_frames = int(self.game_frames[0])
-        for number in range(start_frames):
+        # Choosing a game's mode takes frames in some ROMs, which count too.
+        waiting_frames = start_frames - int(emulator.getEpisodeFrameNumber())
+        for number in range(waiting_frames):
             fire = number == 0 and self.settings.auto_fire and Action.FIRE in self._buttons
             emulator.act(Action.FIRE if fire else Action.NOOP)
             if emulator.game_over():
                 emulator.reset_game()
         self._compare(frames=int(emulator.getEpisodeFrameNumber()), expected=start_frames)
-        self.lives = emulator.lives()
+        self.lives, self.reward = emulator.lives(), 0
         self.screens = emulator.getScreenRGB()[None]
         return frames
 
@@ -91,7 +95,7 @@ class ScreenedGame(AtariGames):
                 break
         self._compare(reward=reward, expected=float(step.rewards[0]))
         self._compare(game_over=emulator.game_over(), expected=bool(step.terminated[0]))
-        self.lives = emulator.lives()
+        self.lives, self.reward = emulator.lives(), reward
         self.screens = np.stack(screens)
         return step
 
