@@ -138,7 +138,7 @@ class AtariGames:
         self.single_action_space: gym.spaces.Discrete[Any] = gym.spaces.Discrete(len(actions))
         self.frames_played = 0
         self.starts = np.zeros(num_games, np.int64)
-        """`[N]` how often each game was started since its seed: one without no-ops is drawn again."""
+        """`[N]` how often each game was started since its seed: some starts are drawn again."""
         self.pressed = np.zeros(num_games, np.int64)
         """`[N]` the actions of the last step as the emulator got them, FIRE after a lost life."""
         self._seedings = np.zeros(num_games, np.int64)

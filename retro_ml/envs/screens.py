@@ -103,5 +103,6 @@ class ScreenedGame(AtariGames):
         ((what, value),) = shown.items()
         if value != expected:
             raise ScreensDiffer(
-                f"the film has left the game: {what.replace('_', ' ')} {value} instead of {expected}"
+                f"the second emulator has left the game: {what.replace('_', ' ')} {value}, "
+                f"not {expected}"
             )

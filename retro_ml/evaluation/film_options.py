@@ -28,8 +28,8 @@ class FilmOptions(FrozenModel):
     )
     protocol: ProtocolName | None = Field(
         default=None,
-        description="machado: sticky actions of 0.25; noop: 1 to 30 no-ops at the start; by default "
-        "machado for ALE/...-v5, otherwise noop; as retro-ml evaluate",
+        description="machado: sticky actions of 0.25; noop: 1 to 30 no-ops at the start; by "
+        "default machado for ALE/...-v5, otherwise noop; as retro-ml evaluate",
     )
     seed: Whole = Field(
         default=0,

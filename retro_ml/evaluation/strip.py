@@ -38,7 +38,7 @@ _CHART_TOP, _CHART_HEIGHT = 262, 74
 _ACTIONS_TOP = 392
 _FOOT = 30
 _ROW, _TEXT_ROW = 34, 15
-_NAME_WIDTH, _NUMBER_WIDTH = 112, 52
+_NUMBER_WIDTH = 52
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,9 @@ class Strip:
         self._names = [_action_words(meaning) for meaning in action_meanings]
         room = _UNITS_HEIGHT - _FOOT - _MARGIN - _ACTIONS_TOP
         self._row = min(_ROW, room / len(self._names))
+        self._text_size = min(_TEXT_ROW, self._row * 0.85)
+        font = self._font(self._text_size)
+        self._names_width = 16 + max(font.getlength(name) for name in self._names) / self._unit
         self._bare = self._draw_bare(caption)
 
     def draw(self, moment: Moment) -> NDArray[np.uint8]:
@@ -147,15 +150,15 @@ class Strip:
         label = "ACTION PROBABILITIES" if probabilities else "ACTION VALUES"
         self._text(pen, (_MARGIN, _ACTIONS_TOP - 28), label, 13, _MUTED)
         lengths = self._bar_lengths(opinion)
-        room = _UNITS_WIDTH - 2 * _MARGIN - _NAME_WIDTH - _NUMBER_WIDTH
-        size = min(_TEXT_ROW, self._row * 0.85)
+        room = _UNITS_WIDTH - 2 * _MARGIN - self._names_width - _NUMBER_WIDTH
+        size = self._text_size
         thick = max(2.0, self._row * 0.42)
         for index, name in enumerate(self._names):
             middle = _ACTIONS_TOP + self._row * (index + 0.5)
             chosen = opinion is not None and index == opinion.action
             ink = _INK if chosen else _MUTED
             self._text(pen, (_MARGIN, middle), name, size, ink, anchor="lm")
-            left, top = _MARGIN + _NAME_WIDTH, middle - thick / 2
+            left, top = _MARGIN + self._names_width, middle - thick / 2
             self._bar(pen, (left, top), (room, thick), _LINE)
             if opinion is None:
                 continue
@@ -231,7 +234,8 @@ def _action_words(meaning: str) -> str:
     words = []
     rest = meaning
     while rest:
-        word = next(w for w in ("NOOP", "FIRE", "UP", "DOWN", "RIGHT", "LEFT", rest) if rest.startswith(w))
+        known = ("NOOP", "FIRE", "UP", "DOWN", "RIGHT", "LEFT", rest)
+        word = next(word for word in known if rest.startswith(word))
         words.append("no-op" if word == "NOOP" else word.lower())
         rest = rest[len(word) :]
     return " ".join(words)
