@@ -164,14 +164,15 @@ def build_experiment(trial: Trial, cluster: Cluster, stopper: RunStopper) -> Exp
     if cluster.embedded:
         check_memory(config)
     restore_from = None if trial.restore_from is None else str(trial.restore_from)
-    every = max(1, round(config.checkpointing.every_steps / config.iteration_agent_steps))
     return Experiment(
         config.experiment_id,
         run=TrialActor,
         config=trial_config(config, num_cpus=cpus, num_gpus=gpus, restore_from=restore_from),
         stop=stopper,
         storage_path=str(cluster.scratch_dir or config.paths.tune_dir),
-        checkpoint_config=CheckpointConfig(checkpoint_frequency=every, checkpoint_at_end=True),
+        checkpoint_config=CheckpointConfig(
+            checkpoint_frequency=config.checkpoint_iterations, checkpoint_at_end=True
+        ),
         max_failures=config.resources.max_failures,
     )
 

@@ -49,7 +49,9 @@ class ScreenedGame(AtariGames):
             else self._emulator.getMinimalActionSet
         )
         self._choose_actions = choose
-        self._rom_path = roms.get_rom_path(settings.rom)
+        rom_path = roms.get_rom_path(settings.rom)
+        assert rom_path is not None  # the first emulator has loaded it
+        self._rom_path = rom_path
 
     def reset(self, *, seeds: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
         """Starts the game; see `AtariGames.reset`.

@@ -105,6 +105,7 @@ class TerminalScreen:
         self._stream = stream
         self._status_lines = status_lines
         self._size: os.terminal_size | None = None
+        self._shown: NDArray[np.int16]
 
     def draw(self, picture: NDArray[np.uint8], status: list[str]) -> None:
         """Shows `[H, W, 3] uint8` RGB and the lines below it."""
@@ -115,8 +116,8 @@ class TerminalScreen:
             self._fit(picture, size)
             parts.append("\x1b[0m\x1b[2J")
         cells = self._cells(picture)
-        changed = (cells != self._cells_before).any(axis=2)
-        self._cells_before = cells
+        changed = (cells != self._shown).any(axis=2)
+        self._shown = cells
         parts += self._changes(cells, changed)
         parts.append("\x1b[0m")
         for number, line in enumerate(status[: self._status_lines]):
@@ -133,7 +134,7 @@ class TerminalScreen:
         self._rows, self._left = rows, (size.columns - columns) // 2
         self._down = averaging(picture.shape[0], 2 * rows)
         self._across = averaging(picture.shape[1], columns).T
-        self._cells_before: NDArray[np.int16] = np.full((rows, columns, 6), -1, np.int16)
+        self._shown = np.full((rows, columns, 6), -1, np.int16)
 
     def _cells(self, picture: NDArray[np.uint8]) -> NDArray[np.int16]:
         """`[rows, columns, 6]`: RGB of a character's upper pixel, then of its lower."""

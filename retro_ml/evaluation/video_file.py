@@ -89,7 +89,7 @@ class VideoFile:
         height, width = planes[0].shape
         frame = av.VideoFrame(width, height, "yuv420p")
         for plane, values in zip(frame.planes, planes, strict=True):
-            target = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+            target = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
             target[: values.shape[0], : values.shape[1]] = values
         frame.pts = self.frames
         with self._writing():

@@ -19,6 +19,7 @@ from retro_ml.core.artifacts.run_writer import RunWriter
 from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.artifacts.writers import build_writers
 from retro_ml.core.engine.launcher import Launcher, LaunchError, Trial, TrialEnd
+from retro_ml.core.engine.milestone_films import build_milestone_films
 from retro_ml.core.engine.progress import Progress, build_progress
 from retro_ml.core.engine.result import ExperimentResult
 from retro_ml.core.engine.run_folder import BadRunFolder, OpenRun, open_run, save_config
@@ -84,9 +85,17 @@ class TrainingEngine:
                     progress.notice(note)
             writers = build_writers(self._config)
             self._watched = [*writers, log]
-            with self._stop_signals(progress) as stop, _attached(self._bus, writers, progress):
+            films = build_milestone_films(self._config, notice=progress.notice)
+            with (
+                self._stop_signals(progress) as stop,
+                _attached(self._bus, writers, progress),
+                films.attached(self._bus),
+            ):
                 end = self._announce(self._launch(stop, opened.restore_from))
-            result = self._result(end, training_time_s=time.monotonic() - started_s)
+                training_time_s = time.monotonic() - started_s
+                if end.state == "completed":
+                    films.finish(stopped=lambda: stop.signum is not None)
+            result = self._result(end, training_time_s=training_time_s)
             logger.info("%s, exit code %d", result.state, result.exit_code)
         return result
 

@@ -90,6 +90,10 @@ class RunPaths:
         """Of the agent as it was after `agent_steps`."""
         return self.videos_dir / f"step-{agent_steps}.mp4"
 
+    def milestone_weights_path(self, agent_steps: int) -> Path:
+        """The weights for that film, until it is made."""
+        return self.videos_dir / f".step-{agent_steps}.safetensors"
+
     @property
     def learning_film_path(self) -> Path:
         """All milestones, one after the other."""
