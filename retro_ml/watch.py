@@ -165,9 +165,8 @@ def _find_files(flags: argparse.Namespace) -> tuple[Path, Path]:
                 )
         else:
             raise UsageError([f"MODEL: {flags.model} -> no such file or folder"])
-    except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError([f"MODEL: {flags.model} -> cannot be read: {reason}"]) from None
+    except OSError as error:  # a name too long, or a folder on the way that may not be entered
+        raise UsageError([f"MODEL: {flags.model} -> cannot be read: {error.strerror}"]) from None
     if flags.live:
         return model, target
     return model, _check_target(flags.video, target)

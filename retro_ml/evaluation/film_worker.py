@@ -126,8 +126,10 @@ def _film(paths: RunPaths, agent_steps: int, orders: Orders) -> None:
     orders.unfinished = None
     if film is not None and not film.whole:
         target.unlink()  # half a film would be taken for the whole one
-    elif film is not None:
-        print(f"film of the agent after {agent_steps:,} agent steps: {film_words(film)}")
+        film = None
+    if film is None:
+        raise ValueError("it was not to be waited for")
+    print(f"film of the agent after {agent_steps:,} agent steps: {film_words(film)}")
 
 
 def _join(paths: RunPaths) -> None:

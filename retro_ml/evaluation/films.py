@@ -108,7 +108,7 @@ def build_caption(agent: Agent, *, share: float | None) -> Caption:
     trained = agent.metadata.get("agent_steps")
     after = [] if trained is None else [f"{trained:,} agent steps"]
     if share is not None:
-        after.append(f"{share:.0%}")
+        after.append(f"{100 * share:.0f} %")
     return Caption(
         title=_game_title(config),
         lines=(f"played by {config.algorithm}", "after " + ", ".join(after) if after else ""),

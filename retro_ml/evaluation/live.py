@@ -175,7 +175,8 @@ def _status(moment: Moment, action_meanings: tuple[str, ...]) -> list[str]:
     if opinion is None:
         return ["   ".join(first), ""]
     first.append(f"value {opinion.value:.2f}")
-    order = np.argsort(-opinion.scores)[:4].tolist()
+    # The likeliest four, each in its place, so that they do not jump about.
+    order = sorted(np.argsort(-opinion.scores)[:4].tolist())
     second = [
         f"{'>' if index == opinion.action else ' '}{action_meanings[index].lower()} "
         f"{opinion.scores[index]:.2f}"

@@ -120,7 +120,7 @@ class VideoFile:
         except OSError as error:  # FFmpeg's are among them
             if hasattr(self, "_container"):
                 self.discard()
-            raise ArtifactError.from_os_error(error, self._path) from error
+            raise _cannot_write(self._path, error) from error
 
 
 def join_videos(parts: Sequence[Path], path: Path) -> list[Path]:
@@ -162,7 +162,7 @@ def join_videos(parts: Sequence[Path], path: Path) -> list[Path]:
             temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise ArtifactError.from_os_error(error, path) from error
+        raise _cannot_write(path, error) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -172,6 +172,10 @@ def join_videos(parts: Sequence[Path], path: Path) -> list[Path]:
 def temporary_path(path: Path) -> Path:
     """Where a film is written until it is whole; one left by a kill is written over."""
     return path.with_name(f".{path.name}.tmp")
+
+
+def _cannot_write(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(f"cannot write {path}: {error.strerror or error}")
 
 
 def _open_for_writing(path: Path) -> Any:

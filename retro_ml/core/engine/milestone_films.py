@@ -11,6 +11,7 @@ outlive their checkpoint, and this process: a resumed run films them then.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import re
@@ -36,6 +37,7 @@ JOIN, ENOUGH = "join", "enough"
 """Orders beside the steps to film: put all films together and end; leave out what is not filmed."""
 LONGEST_WAIT_S = 300.0
 """For the films that are not ready when the run is (this project's choice)."""
+_NEEDED = ("av", "PIL")  # what the extra [video] brings
 _GRACE_S = 20.0
 _POLL_S = 0.1
 _MODULE = "module.safetensors"
@@ -60,6 +62,12 @@ def build_milestone_films(
 ) -> MilestoneFilms:
     """The films that the config asks for; `notice` tells the user what is waited for."""
     if config.video_every is None:
+        return MilestoneFilms()
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        logger.warning(
+            "nothing is filmed: %s is not installed -> pip install 'retro_ml[video]'", missing[0]
+        )
         return MilestoneFilms()
     return _OrderedFilms(config, every=config.video_every, notice=notice)
 
@@ -210,10 +218,8 @@ class _Worker:
     def last_words(self) -> str:
         """Why it is gone."""
         self.wait(_GRACE_S)
-        code = self._process.returncode
-        return f"the filming process ended with {code}" + (
-            f": {self._last_line}" if self._last_line else ""
-        )
+        said = f": {self._last_line}" if self._last_line else ""
+        return f"the filming process ended with exit code {self._process.returncode}{said}"
 
     def _stdin(self) -> IO[str]:
         assert self._process.stdin is not None
