@@ -24,8 +24,8 @@ from retro_ml.core.experiments.run_paths import RunPaths
 from retro_ml.evaluation.film_options import FilmOptions
 from retro_ml.evaluation.video_file import FRAMES_PER_S, NoVideo, require_video, temporary_path
 
-LONGEST_FRAMES = 30 * FRAMES_PER_S
-"""Of a milestone's film: the first 30 s of one game (this project's choice)."""
+LONGEST_FRAMES = 20 * FRAMES_PER_S
+"""Of a milestone's film: the first 20 s of one game (this project's choice)."""
 _CANNOT = 3
 
 

@@ -71,6 +71,7 @@ class Strip:
         """In pixels, even."""
         self._size = (self.width, height)
         self._episodes = episodes
+        self._has_lives = False
         self._values: deque[float] = deque(maxlen=_HISTORY)
         self._scores: deque[NDArray[np.float32]] = deque(maxlen=_HISTORY)
         self._names = [_action_words(meaning) for meaning in action_meanings]
@@ -92,7 +93,8 @@ class Strip:
         image = self._bare.copy()
         pen = ImageDraw.Draw(image)
         self._text(pen, (_MARGIN, 150), f"{moment.score:,.0f}", size=62)
-        if moment.lives:
+        self._has_lives = self._has_lives or moment.lives > 0
+        if self._has_lives:
             self._text(pen, (_UNITS_WIDTH - _MARGIN, 150), str(moment.lives), size=62, anchor="ra")
             self._text(pen, (_UNITS_WIDTH - _MARGIN, 130), "LIVES", 13, _MUTED, anchor="ra")
         self._draw_value(image, pen)
