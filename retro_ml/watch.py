@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(error.faults)
     try:
         from retro_ml.core.artifacts.model_archive import ArchiveError
+        from retro_ml.envs.screens import ScreensDiffer
         from retro_ml.evaluation.agent import Agent
         from retro_ml.evaluation.live import NoTerminal
         from retro_ml.evaluation.video_file import NoVideo
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse([str(error)])
     except (NoTerminal, NoVideo) as error:
         return _fail(error, CANNOT)
-    except ArtifactError as error:
+    except (ArtifactError, ScreensDiffer) as error:
         return _fail(error, FAILED)
 
 
