@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pydantic import ValidationError
 
 from retro_ml.core.artifacts.storage import ArtifactError
+from retro_ml.core.engine.progress_text import shown_path
 from retro_ml.core.engine.stop_signals import StopSignals
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line, describe_faults, nearest_names
@@ -225,7 +226,7 @@ def _tell(film: Film) -> None:
     """One line: where it is, what it shows."""
     from retro_ml.evaluation.film_progress import film_words
 
-    line = f"film: {film.path} ({film_words(film)})"
+    line = f"film: {shown_path(film.path)} ({film_words(film)})"
     if not film.whole:
         print("stopped: the film ends where it was stopped", file=sys.stderr)
     try:

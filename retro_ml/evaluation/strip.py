@@ -34,11 +34,28 @@ _FINER = 3
 # In units of a 320 x 630 strip, which `scale` 3 gives; others are in proportion.
 _UNITS_WIDTH, _UNITS_HEIGHT = 320, 630
 _MARGIN = 26
-_CHART_TOP, _CHART_HEIGHT = 262, 74
-_ACTIONS_TOP = 392
 _FOOT = 30
 _ROW, _TEXT_ROW = 34, 15
 _NUMBER_WIDTH = 52
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where things stand, from the top."""
+
+    numbers_size: float
+    """Of score and lives."""
+    value: int
+    """The value's label, and its number."""
+    chart: int
+    chart_height: int
+    actions: int
+    """The first action; the label is above."""
+
+
+_ROOMY = _Layout(numbers_size=62, value=238, chart=262, chart_height=74, actions=392)
+_DENSE = _Layout(numbers_size=44, value=206, chart=228, chart_height=40, actions=312)
+"""For more than 9 actions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +92,8 @@ class Strip:
         self._values: deque[float] = deque(maxlen=_HISTORY)
         self._scores: deque[NDArray[np.float32]] = deque(maxlen=_HISTORY)
         self._names = [_action_words(meaning) for meaning in action_meanings]
-        room = _UNITS_HEIGHT - _FOOT - _MARGIN - _ACTIONS_TOP
+        self._layout = _ROOMY if len(self._names) <= 9 else _DENSE
+        room = _UNITS_HEIGHT - _FOOT - 20 - self._layout.actions
         self._row = min(_ROW, room / len(self._names))
         self._text_size = min(_TEXT_ROW, self._row * 0.85)
         font = self._font(self._text_size)
@@ -92,11 +110,13 @@ class Strip:
             self._scores.append(moment.opinion.scores)
         image = self._bare.copy()
         pen = ImageDraw.Draw(image)
-        self._text(pen, (_MARGIN, 150), f"{moment.score:,.0f}", size=62)
+        self._text(pen, (_MARGIN, 150), f"{moment.score:,.0f}", self._layout.numbers_size)
         self._has_lives = self._has_lives or moment.lives > 0
         if self._has_lives:
-            self._text(pen, (_UNITS_WIDTH - _MARGIN, 150), str(moment.lives), size=62, anchor="ra")
-            self._text(pen, (_UNITS_WIDTH - _MARGIN, 130), "LIVES", 13, _MUTED, anchor="ra")
+            right = _UNITS_WIDTH - _MARGIN
+            size = self._layout.numbers_size
+            self._text(pen, (right, 150), str(moment.lives), size, anchor="ra")
+            self._text(pen, (right, 130), "LIVES", 13, _MUTED, anchor="ra")
         self._draw_value(image, pen)
         self._draw_actions(pen, moment.opinion)
         self._draw_foot(pen, moment)
@@ -116,21 +136,21 @@ class Strip:
             self._bar(pen, (_MARGIN, 112), (room, 4), _LINE)
             self._bar(pen, (_MARGIN, 112), (room * min(1.0, caption.share), 4), _ORANGE)
         self._text(pen, (_MARGIN, 130), "SCORE", 13, _MUTED)
-        self._text(pen, (_MARGIN, 238), "VALUE ESTIMATE", 13, _MUTED)
+        self._text(pen, (_MARGIN, self._layout.value), "VALUE ESTIMATE", 13, _MUTED)
         return image
 
     def _draw_value(self, image: Image.Image, pen: Any) -> None:
-        left, right = _MARGIN, _UNITS_WIDTH - _MARGIN
-        bottom = _CHART_TOP + _CHART_HEIGHT
+        left, right, layout = _MARGIN, _UNITS_WIDTH - _MARGIN, self._layout
+        bottom = layout.chart + layout.chart_height
         self._bar(pen, (left, bottom), (right - left, 1), _LINE)
         if not self._values:
             return
         newest = self._values[-1]
-        self._text(pen, (right, 232), f"{newest:,.2f}", 20, anchor="ra")
+        self._text(pen, (right, layout.value - 6), f"{newest:,.2f}", 20, anchor="ra")
         low, high = min(self._values), max(self._values)
         margin = max(0.1, 0.1 * (high - low))
         low, high = low - margin, high + margin
-        width, height = (round(n * self._unit) for n in (right - left, _CHART_HEIGHT))
+        width, height = (round(n * self._unit) for n in (right - left, layout.chart_height))
         chart = Image.new("L", (width * _FINER, height * _FINER))
         xs = np.arange(_HISTORY - len(self._values), _HISTORY) / (_HISTORY - 1)
         ys = (high - np.array(self._values)) / (high - low)
@@ -144,19 +164,19 @@ class Strip:
         x, y = points[-1]
         fine.ellipse((x - 1.6 * thick, y - 1.6 * thick, x + 1.6 * thick, y + 1.6 * thick), fill=255)
         mask = chart.resize((width, height), Image.Resampling.BOX)
-        corner = (round(left * self._unit), round(_CHART_TOP * self._unit))
+        corner = (round(left * self._unit), round(layout.chart * self._unit))
         image.paste(_BLUE, (*corner, corner[0] + width, corner[1] + height), mask)
 
     def _draw_actions(self, pen: Any, opinion: Opinion | None) -> None:
         probabilities = opinion is None or opinion.are_probabilities
         label = "ACTION PROBABILITIES" if probabilities else "ACTION VALUES"
-        self._text(pen, (_MARGIN, _ACTIONS_TOP - 28), label, 13, _MUTED)
+        self._text(pen, (_MARGIN, self._layout.actions - 28), label, 13, _MUTED)
         lengths = self._bar_lengths(opinion)
         room = _UNITS_WIDTH - 2 * _MARGIN - self._names_width - _NUMBER_WIDTH
         size = self._text_size
         thick = max(2.0, self._row * 0.42)
         for index, name in enumerate(self._names):
-            middle = _ACTIONS_TOP + self._row * (index + 0.5)
+            middle = self._layout.actions + self._row * (index + 0.5)
             chosen = opinion is not None and index == opinion.action
             ink = _INK if chosen else _MUTED
             self._text(pen, (_MARGIN, middle), name, size, ink, anchor="lm")

@@ -94,8 +94,8 @@ def test_all_eighteen_actions_stay_above_the_foot() -> None:
     first = strip.draw(moment(*scores, action=0))
 
     rows = np.flatnonzero((last != first).any(axis=(1, 2)))
-    assert rows.min() >= 392
-    assert rows.max() < 590
+    assert rows.min() >= 312
+    assert rows.max() < 592
 
 
 def test_values_are_drawn_between_the_lowest_and_the_highest() -> None:
