@@ -18,6 +18,7 @@ COMMANDS = {
     "doctor": ("retro_ml.doctor", "look whether this machine or a cluster can run an experiment"),
     "evaluate": ("retro_ml.evaluate", "play whole games with a trained agent and score it"),
     "export": ("retro_ml.export", "write a trained agent as ONNX, torch.export or safetensors"),
+    "watch": ("retro_ml.watch", "film a trained agent, or watch it in the terminal"),
 }
 
 

@@ -61,7 +61,8 @@ def plan_run(config: ExperimentConfig) -> Plan:
         replay_size = config.dqn.replay_size or 0
     checkpoint_bytes = 4 * parameters * COPIES[config.algorithm]
     # The newest, the best, the one being written.
-    kept = min(config.checkpointing.keep + 2, -(-agent_steps // config.checkpointing.every_steps))
+    checkpoints = -(-iterations // config.checkpoint_iterations)
+    kept = min(config.checkpointing.keep + 2, checkpoints)
     rows = iterations + agent_steps // AGENT_STEPS_PER_GAME
     disk_bytes = kept * checkpoint_bytes + 4 * parameters
     disk_bytes += rows * (2 * ROW_OF_METRICS_BYTES + EVENT_BYTES)

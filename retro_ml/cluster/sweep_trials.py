@@ -268,7 +268,6 @@ class TrialFeed(SearchAlgorithm):
         cpus, gpus = self._room.place(config)
         restore_from = None if trial.restore_from is None else str(trial.restore_from)
         spared = self._room.find_nodes_to_spare(config)
-        every = max(1, round(config.checkpointing.every_steps / config.iteration_agent_steps))
         return TuneTrial(
             self._experiment.run_identifier,
             trial_id=config.experiment_id,
@@ -280,7 +279,9 @@ class TrialFeed(SearchAlgorithm):
                 spared_nodes=spared,
             ),
             storage=self._experiment.storage,
-            checkpoint_config=CheckpointConfig(checkpoint_frequency=every, checkpoint_at_end=True),
+            checkpoint_config=CheckpointConfig(
+                checkpoint_frequency=config.checkpoint_iterations, checkpoint_at_end=True
+            ),
             trial_dirname_creator=_folder_name,
             max_failures=config.resources.max_failures,
         )

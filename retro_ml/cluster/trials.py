@@ -168,7 +168,6 @@ def build_experiment(
         check_memory(config)
     restore_from = None if trial.restore_from is None else str(trial.restore_from)
     spared = find_nodes_to_spare(config, cluster.nodes, num_cpus=cpus, num_gpus=gpus)
-    every = max(1, round(config.checkpointing.every_steps / config.iteration_agent_steps))
     return Experiment(
         config.experiment_id,
         run=TrialActor,
@@ -181,7 +180,9 @@ def build_experiment(
         ),
         stop=stopper,
         storage_path=str(cluster.scratch_dir or config.paths.tune_dir),
-        checkpoint_config=CheckpointConfig(checkpoint_frequency=every, checkpoint_at_end=True),
+        checkpoint_config=CheckpointConfig(
+            checkpoint_frequency=config.checkpoint_iterations, checkpoint_at_end=True
+        ),
         max_failures=config.resources.max_failures,
     )
 

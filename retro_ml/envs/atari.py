@@ -137,6 +137,10 @@ class AtariGames:
         self.single_observation_space = gym.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
         self.single_action_space: gym.spaces.Discrete[Any] = gym.spaces.Discrete(len(actions))
         self.frames_played = 0
+        self.starts = np.zeros(num_games, np.int64)
+        """`[N]` how often each game was started since its seed: some starts are drawn again."""
+        self.pressed = np.zeros(num_games, np.int64)
+        """`[N]` the actions of the last step as the emulator got them, FIRE after a lost life."""
         self._seedings = np.zeros(num_games, np.int64)
         self._history: list[bytearray] = [bytearray() for _ in range(num_games)]
         self._scores = np.zeros(num_games, np.float64)
@@ -159,6 +163,11 @@ class AtariGames:
         self._scores[:] = 0.0
         self._lengths[:] = 0
         return frames
+
+    @property
+    def game_frames(self) -> NDArray[np.int64]:
+        """`[N]` frames of the games under way, those of their starts included."""
+        return self._frame_numbers - self._game_started_at
 
     def step(self, actions: NDArray[np.int64]) -> Step:
         """Plays one agent step of every game: `send` and `receive`."""
@@ -232,6 +241,7 @@ class AtariGames:
     def _send(self, actions: NDArray[np.int64]) -> None:
         if self._fire is not None and self._fire_next.any():
             actions = np.where(self._fire_next, self._fire, actions)
+        self.pressed = actions
         self._ale.send(actions)
 
     def _receive(self, *, replaying: bool = False) -> Step:
@@ -304,6 +314,7 @@ class AtariGames:
                 self._seedings[game] += 1
                 self._history[game].clear()
                 self._frame_numbers[game] = 0
+            self.starts = np.where(games, np.where(reseed, 1, self.starts + 1), self.starts)
             observations: NDArray[np.uint8]
             observations, info = self._ale.reset(seed=seeds[games], options={"reset_mask": games})
             frame_numbers = info["frame_number"].astype(np.int64)

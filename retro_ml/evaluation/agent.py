@@ -148,10 +148,7 @@ class Agent:
         Raises:
             ValueError: the observation has another shape or dtype.
         """
-        with torch.inference_mode():
-            packed = pack_observations(torch.from_numpy(_as_batch(observation)))
-            output: Any = self.network(packed)
-        values = (output[1] if self.has_policy else output.max(dim=1).values).numpy()
+        values = self.judge(_as_batch(observation))[1]
         return values if _is_batch(observation) else values[0]
 
     def play(self, *, seed: int = 0, deterministic: bool = False) -> Episode:
@@ -190,10 +187,23 @@ class Agent:
         Args:
             batch: `[B, 4, 84, 84] uint8`, or packed as in `envs.frames`, `[B, 21, 21, 64]`.
         """
+        return self.judge(batch)[0]
+
+    def judge(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What the network makes of observations: `scores` `[B, A]`, and its value of each `[B]`.
+
+        The value is the critic's estimate of the discounted return, in clipped rewards; where there
+        is none, that of the best action.
+
+        Args:
+            batch: as of `scores`.
+        """
         with torch.inference_mode():
             output: Any = self.network(pack_observations(torch.from_numpy(batch)))
-        scores: Tensor = output[0] if self.has_policy else output
-        return scores.numpy()
+        scores: Tensor
+        values: Tensor
+        scores, values = output if self.has_policy else (output, output.amax(dim=1))
+        return scores.numpy(), values.numpy()
 
 
 class _Misfit(Exception):

@@ -92,15 +92,19 @@ def play_episodes(
     rom = agent.config.game.rom
     finished: dict[int, Episode] = {}
     agent_steps, total_score = 0, 0.0
-    with _one_torch_thread(), ExitStack() as stack:
-        seats = [_Seat(rom, protocol, seed) for _ in range(min(num_games, episodes))]
+    with one_torch_thread(), ExitStack() as stack:
+        settings = build_settings(rom, protocol)
+        seats = [
+            Seat(AtariGames(settings, num_games=1, num_threads=1, seed=seed), protocol, seed)
+            for _ in range(min(num_games, episodes))
+        ]
         for number, seat in enumerate(seats):
             stack.enter_context(closing(seat))
             seat.start(number)
         started = len(seats)
-        _check_actions(agent, seats[0].num_actions)
+        check_actions(agent, seats[0].num_actions)
         while seats:
-            scores = _score(agent, [seat.observation for seat in seats])
+            scores, _ = judge_in_batches(agent, [seat.observation for seat in seats])
             for seat, row in zip(seats, scores, strict=True):
                 seat.send(row)
             agent_steps += len(seats)
@@ -125,24 +129,35 @@ def game_seed(seed: int, number: int) -> int:
     return derive_seed(seed, EVALUATION_GAME_SEEDS, number)
 
 
-class _Seat:
-    """One game being played, episode after episode."""
+def build_settings(rom: str, protocol: Protocol) -> GameSettings:
+    """The emulator's settings for a protocol's games."""
+    return GameSettings(
+        rom=rom,
+        sticky_actions=protocol.sticky_actions,
+        noop_max=protocol.noop_max,
+        max_frames=protocol.max_frames,
+        auto_fire=protocol.auto_fire,
+        full_action_space=protocol.full_action_space,
+    )
 
-    def __init__(self, rom: str, protocol: Protocol, seed: int) -> None:
-        settings = GameSettings(
-            rom=rom,
-            sticky_actions=protocol.sticky_actions,
-            noop_max=protocol.noop_max,
-            max_frames=protocol.max_frames,
-            auto_fire=protocol.auto_fire,
-            full_action_space=protocol.full_action_space,
-        )
+
+class Seat:
+    """One game being played, episode after episode.
+
+    Args:
+        games: a vector of one game.
+        protocol: how actions are chosen.
+        seed: the evaluation's.
+    """
+
+    def __init__(self, games: AtariGames, protocol: Protocol, seed: int) -> None:
         self._protocol = protocol
         self._seed = seed
-        self._games = AtariGames(settings, num_games=1, num_threads=1, seed=seed)
+        self._games = games
         self._stack = np.zeros((1, *PACKED_STACK_SHAPE), np.uint8)
 
     def start(self, number: int) -> None:
+        """Begins episode `number`."""
         self.number = number
         seeds = np.array([game_seed(self._seed, number)], np.int64)
         frames = self._games.reset(seeds=seeds)
@@ -150,10 +165,14 @@ class _Seat:
         actions_seed = derive_seed(self._seed, EVALUATION_ACTION_SEEDS, number)
         self._rng = np.random.default_rng(actions_seed)
 
-    def send(self, scores: NDArray[np.float32]) -> None:
-        self._games.send(np.array([self._choose(scores)], np.int64))
+    def send(self, scores: NDArray[np.float32]) -> int:
+        """Begins the agent step that the network's `scores` `[A]` mean; returns the action."""
+        action = self._choose(scores)
+        self._games.send(np.array([action], np.int64))
+        return action
 
     def receive(self) -> Episode | None:
+        """Waits for the step; the episode, if it ended with it."""
         step = self._games.receive()
         push_frames(self._stack, step.frames, step.started)
         for _, game in step.finished:
@@ -166,6 +185,7 @@ class _Seat:
         return None
 
     def close(self) -> None:
+        """Stops the emulator."""
         self._games.close()
 
     @property
@@ -175,6 +195,7 @@ class _Seat:
 
     @property
     def num_actions(self) -> int:
+        """A."""
         return int(self._games.single_action_space.n)
 
     def _choose(self, scores: NDArray[np.float32]) -> int:
@@ -187,7 +208,7 @@ class _Seat:
 
 
 @contextmanager
-def _one_torch_thread() -> Iterator[None]:
+def one_torch_thread() -> Iterator[None]:
     """The batch is small and the emulators want the other CPUs; more threads would wait busily."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -197,18 +218,22 @@ def _one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _score(agent: Agent, observations: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """`[N, A]`, in batches that are filled up to BATCH_ROWS."""
+def judge_in_batches(
+    agent: Agent, observations: list[NDArray[np.uint8]]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """`Agent.judge` of N observations, `[N, A]` and `[N]`, in batches filled up to BATCH_ROWS."""
     count = len(observations)
     rows = -(-count // BATCH_ROWS) * BATCH_ROWS
     batch = np.zeros((rows, *PACKED_STACK_SHAPE), np.uint8)
     np.stack(observations, out=batch[:count])
     starts = range(0, rows, BATCH_ROWS)
-    scores = [agent.scores(batch[start : start + BATCH_ROWS]) for start in starts]
-    return np.concatenate(scores)[:count]
+    judged = [agent.judge(batch[start : start + BATCH_ROWS]) for start in starts]
+    scores, values = (np.concatenate(parts)[:count] for parts in zip(*judged, strict=True))
+    return scores, values
 
 
-def _check_actions(agent: Agent, num_actions: int) -> None:
+def check_actions(agent: Agent, num_actions: int) -> None:
+    """Raises ArchiveError where the agent has another number of actions than the game."""
     blank = np.zeros((1, *PACKED_STACK_SHAPE), np.uint8)
     known = agent.scores(blank).shape[1]
     if known != num_actions:

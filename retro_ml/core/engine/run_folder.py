@@ -36,7 +36,7 @@ from retro_ml.core.experiments.options import RunOptions
 
 logger = logging.getLogger("retro_ml.engine")
 
-ReadInitial = Callable[[ExperimentConfig], InitialWeights]
+ReadInitial = Callable[[ExperimentConfig], InitialWeights | None]
 """What gives the weights that `init_from` names; raises ArchiveError."""
 
 MAX_BYTES = 1_000_000

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from retro_ml.core.engine.launcher import Launcher, LaunchError, TrialEnd
+from retro_ml.core.engine.milestone_films import build_milestone_films
 from retro_ml.core.engine.progress import Progress, build_progress
 from retro_ml.core.engine.result import ExperimentResult
 from retro_ml.core.engine.run_folder import BadRunFolder, OpenRun, ReadInitial, open_run
@@ -83,10 +84,17 @@ class TrainingEngine:
                     logger.info("%s", note)
                     progress.notice(note)
             session.attach_writers(self._bus, watched=[log])
-            with self._stop_signals(progress) as stop, _attached(self._bus, session, progress):
+            films = build_milestone_films(session.config, notice=progress.notice)
+            with (
+                self._stop_signals(progress) as stop,
+                _attached(self._bus, session, progress),
+                films.attached(self._bus),
+            ):
                 end = session.end_before_launch() or self._launch(session)
                 end = session.announce(end, signum=stop.signum)
-            took_s = time.monotonic() - started_s
+                took_s = time.monotonic() - started_s
+                if end.state == "completed":
+                    films.finish(stopped=lambda: stop.signum is not None)
             result = build_result(session.config, end, session.tally, training_time_s=took_s)
             logger.info("%s, exit code %d", result.state, result.exit_code)
         return result

@@ -34,7 +34,7 @@ from retro_ml.core.experiments.derived import (
     fill_settings,
 )
 from retro_ml.core.experiments.faults import describe_faults, raise_faults
-from retro_ml.core.experiments.fields import FrozenModel, Moment, Switch, Text, Whole
+from retro_ml.core.experiments.fields import FrozenModel, Moment, Real, Switch, Text, Whole
 from retro_ml.core.experiments.games import GameSpec, find_game
 from retro_ml.core.experiments.locations import is_uri, normalize_uri
 from retro_ml.core.experiments.presets import find_preset
@@ -145,6 +145,14 @@ class ExperimentConfig(FrozenModel):
     evaluation: EvaluationConfig = Field(
         default=EvaluationConfig(), description="how the agent is scored during training"
     )
+    video_every: Real | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="share of the run from one film of the agent to the next, e.g. 0.1; "
+        "checkpoints are then saved at least as often; needs retro_ml[video]; by default nothing "
+        "is filmed",
+    )
     ppo: PPOSettings = Field(default=PPOSettings(), description="PPO's hyperparameters")
     a2c: A2CSettings = Field(default=A2CSettings(), description="A2C's hyperparameters")
     dqn: DQNSettings = Field(default=DQNSettings(), description="DQN's hyperparameters")
@@ -181,6 +189,15 @@ class ExperimentConfig(FrozenModel):
             return rollout_agent_steps
         least = _MIN_ITERATION_AGENT_STEPS[self.algorithm]
         return -(-least // rollout_agent_steps) * rollout_agent_steps
+
+    @property
+    def checkpoint_iterations(self) -> int:
+        """Iterations from one checkpoint to the next, no more than from one film to the next."""
+        iterations = round(self.checkpointing.every_steps / self.iteration_agent_steps)
+        if self.video_every is not None:
+            film_agent_steps = self.video_every * self.total_timesteps
+            iterations = min(iterations, int(film_agent_steps / self.iteration_agent_steps))
+        return max(1, iterations)
 
     @property
     def paths(self) -> RunPaths:

@@ -10,7 +10,7 @@ from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.derived import fill_settings
 
 # How and where a run is executed, not what it computes. run_type follows from total_timesteps.
-NOT_COMPARED = frozenset({"created_at", "output_dir", "use_gpu", "run_type"})
+NOT_COMPARED = frozenset({"created_at", "output_dir", "use_gpu", "run_type", "video_every"})
 TOTAL = "total_timesteps"
 PRECISION = "resources.precision"
 INIT_SHA256 = "init_sha256"
@@ -47,7 +47,8 @@ def continue_config(stored: ExperimentConfig, given: ExperimentConfig) -> Experi
     """
     fields = stored.model_dump(mode="json")
     new = given.model_dump(mode="json")
-    fields |= {name: new[name] for name in ("output_dir", "use_gpu", "run_type", TOTAL)}
+    taken = ("output_dir", "use_gpu", "run_type", "video_every", TOTAL)
+    fields |= {name: new[name] for name in taken}
     whole = all(one.settings.schedule_agent_steps == one.total_timesteps for one in (stored, given))
     if whole:
         fields[stored.algorithm.lower()][SCHEDULE] = given.total_timesteps

@@ -117,6 +117,29 @@ class RunPaths:
         return tuple(path.name for path in paths)
 
     @property
+    def videos_dir(self) -> Path:
+        """Films of the agent."""
+        return self.experiment_dir / "videos"
+
+    @property
+    def film_path(self) -> Path:
+        """The trained agent's, once it was asked for."""
+        return self.videos_dir / "agent.mp4"
+
+    def milestone_film_path(self, agent_steps: int) -> Path:
+        """Of the agent as it was after `agent_steps`."""
+        return self.videos_dir / f"step-{agent_steps}.mp4"
+
+    def milestone_weights_path(self, agent_steps: int) -> Path:
+        """The weights for that film, until it is made."""
+        return self.videos_dir / f".step-{agent_steps}.safetensors"
+
+    @property
+    def learning_film_path(self) -> Path:
+        """All milestones, one after the other."""
+        return self.videos_dir / "learning.mp4"
+
+    @property
     def tune_dir(self) -> Path:
         """Ray Tune's own bookkeeping."""
         return self.experiment_dir / "tune"

@@ -63,6 +63,7 @@ def test_the_fields_stand_in_the_documented_order() -> None:
         "resources",
         "checkpointing",
         "evaluation",
+        "video_every",
         "ppo",
         "a2c",
         "dqn",

@@ -1,0 +1,254 @@
+"""Films of the agent at milestones of its training, and one of them all at the end.
+
+They are made on the driver's machine from checkpoints, by a process of their own
+(`evaluation.film_worker`) that gets the CPUs only when nobody else wants them. Whatever happens to
+it, training goes on: what cannot be filmed is a warning in the log.
+
+The process lives no longer than this one: it reads its orders from a pipe that this one alone holds
+open. Weights that wait to be filmed have a name of their own in the folder of films, so that they
+outlive their checkpoint, and this process: a resumed run films them then.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from retro_ml.core.engine.progress_text import shown_path
+from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventBus
+
+logger = logging.getLogger("retro_ml.films")
+
+WORKER = "retro_ml.evaluation.film_worker"
+"""The module that films. It needs PyTorch, so that this room knows no more of it than its name."""
+JOIN, ENOUGH = "join", "enough"
+"""Orders beside the steps to film: put all films together and end; leave out what is not filmed."""
+LONGEST_WAIT_S = 300.0
+"""For the films that are not ready when the run is (this project's choice)."""
+_NEEDED = ("av", "PIL")  # what the extra [video] brings
+_GRACE_S = 20.0
+_POLL_S = 0.1
+_MODULE = "module.safetensors"
+_FILM = re.compile(r"step-(\d+)\.mp4")
+_WEIGHTS = re.compile(r"\.step-(\d+)\.safetensors")
+
+
+class MilestoneFilms:
+    """Films nothing; the ground of the one that does."""
+
+    @contextmanager
+    def attached(self, bus: MetricEventBus) -> Iterator[None]:
+        """On the bus for the time of a `with` block."""
+        yield
+
+    def finish(self, *, stopped: Callable[[], bool]) -> None:
+        """After a whole run: waits for the films, a while at most, and for the one of them all."""
+
+
+def build_milestone_films(
+    config: ExperimentConfig, *, notice: Callable[[str], None]
+) -> MilestoneFilms:
+    """The films that the config asks for; `notice` tells the user what is waited for."""
+    if config.video_every is None:
+        return MilestoneFilms()
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        logger.warning(
+            "nothing is filmed: %s is not installed -> pip install 'retro_ml[video]'", missing[0]
+        )
+        return MilestoneFilms()
+    return _OrderedFilms(config, every=config.video_every, notice=notice)
+
+
+class _OrderedFilms(MilestoneFilms):
+    def __init__(
+        self, config: ExperimentConfig, *, every: float, notice: Callable[[str], None]
+    ) -> None:
+        self._config = config
+        self._paths = config.paths
+        self._every = every
+        self._notice = notice
+        self._worker: _Worker | None = None
+        self._given_up = False
+
+    @contextmanager
+    def attached(self, bus: MetricEventBus) -> Iterator[None]:
+        bus.subscribe(None, self)
+        try:
+            yield
+        finally:
+            bus.unsubscribe(None, self)
+            if self._worker is not None:
+                self._worker.end()
+
+    def __call__(self, event: MetricEvent) -> None:
+        """Orders a film where a checkpoint is the first of its milestone."""
+        if event.experiment_id != self._config.experiment_id or self._given_up:
+            return
+        try:
+            if event.event_type is EventType.RUN_STARTED and self._worker is None:
+                for agent_steps in _numbers(self._paths.videos_dir, _WEIGHTS):
+                    self._order(str(agent_steps))
+            elif event.event_type is EventType.CHECKPOINT_SAVED:
+                self._consider(event.data["step"], Path(event.data["path"]))
+        except OSError as error:
+            self._give_up(f"{error.strerror or error}: {error.filename or self._paths.videos_dir}")
+
+    def finish(self, *, stopped: Callable[[], bool]) -> None:
+        if self._given_up or not _numbers(self._paths.videos_dir, _FILM, _WEIGHTS):
+            return
+        try:
+            self._order(JOIN)
+            self._wait(stopped)
+        except OSError as error:
+            self._give_up(str(error))
+        if self._paths.learning_film_path.is_file():
+            self._notice(f"film: {shown_path(self._paths.learning_film_path)}")
+
+    def _consider(self, agent_steps: int, checkpoint: Path) -> None:
+        milestone = self._milestone(agent_steps)
+        known = _numbers(self._paths.videos_dir, _FILM, _WEIGHTS)
+        if milestone < 1 or milestone in map(self._milestone, known):
+            return
+        self._paths.videos_dir.mkdir(exist_ok=True)
+        kept = self._paths.milestone_weights_path(agent_steps)
+        _keep(checkpoint / _MODULE, kept)
+        self._order(str(agent_steps))
+
+    def _milestone(self, agent_steps: int) -> float:
+        """The last milestone passed, 0 before the first; the end of the run is one of its own."""
+        total = self._config.total_timesteps
+        if agent_steps >= total:
+            return float("inf")
+        return int(agent_steps / (self._every * total) + 1e-9)
+
+    def _order(self, words: str) -> None:
+        if self._worker is None:
+            self._worker = _Worker(self._paths.experiment_dir)
+        try:
+            self._worker.tell(words)
+        except BrokenPipeError:
+            self._give_up(self._worker.last_words())
+
+    def _wait(self, stopped: Callable[[], bool]) -> None:
+        worker = self._worker
+        if worker is None or self._given_up:
+            return
+        waiting = len(_numbers(self._paths.videos_dir, _WEIGHTS))
+        if waiting:
+            films = "1 film" if waiting == 1 else f"{waiting} films"
+            self._notice(f"filming: {films} to go, Ctrl-C leaves them out")
+        deadline_s = time.monotonic() + LONGEST_WAIT_S
+        while worker.is_alive() and time.monotonic() < deadline_s and not stopped():
+            time.sleep(_POLL_S)
+        if worker.is_alive():
+            with suppress(BrokenPipeError):
+                worker.tell(ENOUGH)
+            worker.wait(_GRACE_S)
+        if worker.failed:
+            self._give_up(worker.last_words())
+        for agent_steps in _numbers(self._paths.videos_dir, _WEIGHTS):
+            logger.warning("no film of the agent after %s agent steps", f"{agent_steps:,}")
+            self._paths.milestone_weights_path(agent_steps).unlink(missing_ok=True)
+
+    def _give_up(self, reason: str) -> None:
+        self._given_up = True
+        logger.warning("no more films in this run: %s", reason)
+
+
+class _Worker:
+    """The process that films, as the driver sees it."""
+
+    def __init__(self, experiment_dir: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", WORKER, str(experiment_dir)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # Ctrl-C is not for it
+        )
+        self._last_line = ""
+        self._reader = threading.Thread(target=self._read, name="films", daemon=True)
+        self._reader.start()
+
+    @property
+    def failed(self) -> bool:
+        """It has ended, but not as it was told to."""
+        return self._process.poll() not in (None, 0)
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def tell(self, words: str) -> None:
+        """Raises BrokenPipeError where it is gone."""
+        stdin = self._stdin()
+        stdin.write(words + "\n")
+        stdin.flush()
+
+    def wait(self, longest_s: float) -> None:
+        """Ends it where it takes longer."""
+        try:
+            self._process.wait(longest_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join(longest_s)
+
+    def end(self) -> None:
+        """It leaves what it is doing."""
+        with suppress(BrokenPipeError):
+            self._stdin().close()
+        self.wait(_GRACE_S)
+
+    def last_words(self) -> str:
+        """Why it is gone."""
+        self.wait(_GRACE_S)
+        said = f": {self._last_line}" if self._last_line else ""
+        return f"the filming process ended with exit code {self._process.returncode}{said}"
+
+    def _stdin(self) -> IO[str]:
+        assert self._process.stdin is not None
+        return self._process.stdin
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                text = line.rstrip()
+                if not text:
+                    continue
+                self._last_line = text
+                level = logging.WARNING if text.startswith("warning: ") else logging.INFO
+                logger.log(level, "%s", text.removeprefix("warning: "))
+
+
+def _keep(source: Path, target: Path) -> None:
+    """The same file under another name: what is linked outlives its checkpoint. Raises OSError."""
+    try:
+        target.unlink(missing_ok=True)
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
+
+
+def _numbers(folder: Path, *patterns: re.Pattern[str]) -> list[int]:
+    """The agent steps in the names of a folder's files, ascending."""
+    if not folder.is_dir():
+        return []
+    matches = (p.fullmatch(name) for p in patterns for name in os.listdir(folder))
+    return sorted({int(match[1]) for match in matches if match})

@@ -1,0 +1,264 @@
+"""`python -m retro_ml.watch`, `retro-ml watch`: a film of a trained agent, or the agent live.
+
+Exit codes: 0 done, 1 the film could not be written, 2 bad input, 3 this machine cannot do it (the
+extra `[video]`, a terminal), 130 and 143 stopped by a signal. PyTorch is imported only when the
+games really begin, Ray never.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pydantic import ValidationError
+
+from retro_ml.core.artifacts.storage import ArtifactError
+from retro_ml.core.engine.progress_text import shown_path
+from retro_ml.core.engine.stop_signals import StopSignals
+from retro_ml.core.experiments.command_line import UsageError
+from retro_ml.core.experiments.faults import as_line, describe_faults, nearest_names
+from retro_ml.core.experiments.run_paths import RunPaths
+from retro_ml.evaluation.film_options import FilmOptions
+
+if TYPE_CHECKING:
+    from retro_ml.evaluation.agent import Agent
+    from retro_ml.evaluation.films import Film
+
+FAILED = 1
+BAD_INPUT = 2
+CANNOT = 3
+
+_DESCRIPTION = """\
+Film a trained agent at play: every frame of the game in its own colours, 60 a second, and beside
+it score, value estimate and action probabilities. Needs the extra retro_ml[video] and no display.
+Or watch it live in the terminal."""
+
+_EPILOG = """\
+examples:
+  retro-ml watch runs/my-run                       writes runs/my-run/videos/agent.mp4
+  retro-ml watch model.zip --episodes 3 --video breakout.mp4
+  retro-ml watch runs/my-run --live
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Film or show one agent as `argv` says; the process's exit code."""
+    try:
+        flags, options = _read_call(sys.argv[1:] if argv is None else argv)
+        model, target = _find_files(flags)
+    except UsageError as error:
+        return _refuse(error.faults)
+    try:
+        from retro_ml.core.artifacts.model_archive import ArchiveError
+        from retro_ml.envs.screens import ScreensDiffer
+        from retro_ml.evaluation.agent import Agent
+        from retro_ml.evaluation.live import NoTerminal
+        from retro_ml.evaluation.video_file import NoVideo
+    except KeyboardInterrupt:
+        return 130
+    try:
+        if flags.live:
+            return _show(model, options)
+        agent = Agent.load(model)
+        return _film(agent, target, options=options, quiet=flags.quiet)
+    except ArchiveError as error:
+        return _refuse([str(error)])
+    except (NoTerminal, NoVideo) as error:
+        return _fail(error, CANNOT)
+    except (ArtifactError, ScreensDiffer) as error:
+        return _fail(error, FAILED)
+
+
+def _read_call(argv: Sequence[str]) -> tuple[argparse.Namespace, FilmOptions]:
+    """Flags and validated options. Raises: UsageError with all faults."""
+    parser = _build_parser()
+    flags, unknown = parser.parse_known_args(argv)
+    faults = _describe_unknown(unknown, parser)
+    if flags.model is None:
+        faults.append("MODEL: missing -> a model.zip, or the folder of a run that has one")
+    if flags.live and flags.video is not None:
+        faults.append("--video: with --live nothing is filmed -> leave out one of the two")
+    given = {
+        name: value
+        for name, value in vars(flags).items()
+        if name in FilmOptions.model_fields and value is not None
+    }
+    try:
+        options = FilmOptions.model_validate(given)
+    except ValidationError as error:
+        faults += describe_faults(error, FilmOptions)
+    if faults:
+        raise UsageError(faults)
+    return flags, options
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        text = message.removeprefix("argument ")
+        raise UsageError([text.replace("expected one argument", "a value is missing")])
+
+
+def _build_parser() -> _Parser:
+    parser = _Parser(
+        prog="retro-ml watch",
+        usage="retro-ml watch MODEL [options]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="a model.zip or a run's folder")
+    parser.add_argument(
+        "--video",
+        metavar="FILE.mp4",
+        help="the film's file; by default videos/agent.mp4 in the run's folder, or the model's "
+        "name with .mp4 beside it; one that is there is replaced",
+    )
+    parser.add_argument(
+        "--live", action="store_true", help="show it in this terminal at real speed, film nothing"
+    )
+    for name, field in FilmOptions.model_fields.items():
+        words: dict[str, Any] = {"help": str(field.description).replace("%", "%%")}
+        if field.annotation is bool:
+            words["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
+        else:
+            words["metavar"] = "N" if field.annotation is int else "NAME"
+        if field.default and field.annotation is not bool:
+            words["help"] += f" (default: {field.default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", default=None, **words)
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    return parser
+
+
+def _describe_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    known = [name for name in parser._option_string_actions if name.startswith("--")]
+    faults = []
+    after_flag = False
+    for word in unknown:
+        flag, equals, _ = word.partition("=")
+        if word.startswith("-"):
+            faults.append(f"{flag}: unknown -> {nearest_names(flag, known)}")
+        elif not after_flag:  # otherwise most likely the unknown flag's value
+            faults.append(f"{word}: unexpected -> one model at a time, all else are options")
+        after_flag = word.startswith("-") and not equals
+    return faults
+
+
+def _find_files(flags: argparse.Namespace) -> tuple[Path, Path]:
+    """The model's file and the film's. Raises: UsageError."""
+    path = Path(flags.model)
+    try:
+        if path.is_file():
+            model, target = path, path.with_suffix(".mp4")
+        elif path.is_dir():
+            folder = path.resolve()
+            paths = RunPaths(output_dir=str(folder.parent), experiment_id=folder.name)
+            model, target = path / paths.model_path.name, paths.film_path
+            if not model.is_file():
+                raise UsageError(
+                    [
+                        f"MODEL: {flags.model} -> this folder has no {model.name}: give the folder "
+                        "of a run that has saved its model, or a model.zip"
+                    ]
+                )
+        else:
+            raise UsageError([f"MODEL: {flags.model} -> no such file or folder"])
+    except OSError as error:  # a name too long, or a folder on the way that may not be entered
+        raise UsageError([f"MODEL: {flags.model} -> cannot be read: {error.strerror}"]) from None
+    if flags.live:
+        return model, target
+    return model, _check_target(flags.video, target)
+
+
+def _check_target(given: str | None, target: Path) -> Path:
+    if given is not None:
+        target = Path(given)
+        if target.suffix.lower() != ".mp4":
+            raise UsageError([f"--video: {given} -> a file that ends in .mp4"])
+        if target.is_dir():
+            raise UsageError([f"--video: {given} -> is a folder; name a file in it"])
+        if not target.parent.is_dir():
+            raise UsageError([f"--video: {given} -> there is no folder {target.parent}; make it"])
+    # A run's own folder of films is made when it is needed.
+    folder = target.parent if target.parent.exists() else target.parent.parent
+    if not os.access(folder, os.W_OK):
+        raise UsageError(
+            [f"--video: {target} -> cannot be written there; choose another file with --video"]
+        )
+    return target
+
+
+def _film(agent: Agent, target: Path, *, options: FilmOptions, quiet: bool) -> int:
+    from retro_ml.evaluation.film_progress import FilmProgress
+    from retro_ml.evaluation.films import record_film
+    from retro_ml.evaluation.video_file import require_video, temporary_path
+
+    require_video()
+    try:
+        target.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ArtifactError.from_os_error(error, target.parent) from error
+    progress = FilmProgress(None if quiet else sys.stderr, episodes=options.episodes)
+    stop = StopSignals(
+        on_first=lambda: None,
+        before_exit=lambda: temporary_path(target).unlink(missing_ok=True),
+    )
+    with stop, progress:
+        film = record_film(
+            agent,
+            target,
+            options,
+            on_moment=progress,
+            stopped=lambda: stop.signum is not None,
+        )
+    if film is None:
+        print("stopped: nothing was filmed", file=sys.stderr)
+    else:
+        _tell(film)
+    return 0 if stop.signum is None else 128 + stop.signum
+
+
+def _tell(film: Film) -> None:
+    """One line: where it is, what it shows."""
+    from retro_ml.evaluation.film_progress import film_words
+
+    line = f"film: {shown_path(film.path)} ({film_words(film)})"
+    if not film.whole:
+        print("stopped: the film ends where it was stopped", file=sys.stderr)
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        # Python would complain once more when it closes stdout at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _show(model: Path, options: FilmOptions) -> int:
+    from retro_ml.evaluation.agent import Agent
+    from retro_ml.evaluation.live import require_terminal, show_live
+
+    require_terminal(sys.stdout)
+    agent = Agent.load(model)
+    stop = StopSignals(on_first=lambda: None, before_exit=lambda: None)
+    with stop:
+        show_live(agent, options, sys.stdout, stopped=lambda: stop.signum is not None)
+    return 0 if stop.signum is None else 128 + stop.signum
+
+
+def _fail(error: Exception, exit_code: int) -> int:
+    print(f"error: {as_line(str(error))}", file=sys.stderr)
+    return exit_code
+
+
+def _refuse(faults: Sequence[str]) -> int:
+    for fault in faults:
+        print(f"error: {as_line(fault)}", file=sys.stderr)
+    print("hint: retro-ml watch --help lists every option", file=sys.stderr)
+    return BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())
