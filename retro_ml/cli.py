@@ -14,6 +14,8 @@ from retro_ml.core.experiments.faults import nearest_names
 COMMANDS = {
     "run": ("retro_ml.run", "train an agent on an Atari game"),
     "evaluate": ("retro_ml.evaluate", "play whole games with a trained agent and score it"),
+    "list": ("retro_ml.list", "show the experiments under a folder"),
+    "report": ("retro_ml.report", "tell what came of a run, or of many, in one page"),
 }
 
 
