@@ -28,7 +28,7 @@ _VARIABLES = {
     OTHERS: "--others",
     **{colour: f"--series-{number}" for number, colour in enumerate(SERIES, start=1)},
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "font.family": "sans-serif",
     "text.color": INK,

@@ -17,7 +17,7 @@ from retro_ml.evaluation.human_scores import SCORES
 from retro_ml.reporting.figure_files import INK, MUTED, OTHERS, PAPER, SERIES, Figure
 from retro_ml.reporting.groups import MAX_CURVE_RUNS, Group
 from retro_ml.reporting.metrics_columns import smooth, thin
-from retro_ml.reporting.references import Reference
+from retro_ml.reporting.references import Reference, comparable_references
 
 MAX_ROWS = 24
 """Of the figure of final scores."""
@@ -318,17 +318,6 @@ def _draw_scores(
     axes.margins(x=0.12)
     axes.set_xlabel("score")
     return figure
-
-
-def comparable_references(
-    references: Sequence[Reference], *, agent_steps: float
-) -> list[Reference]:
-    """Those at about as many agent steps, within a tenth: the nearest of each implementation."""
-    near = [r for r in references if abs(r.agent_steps - agent_steps) <= 0.1 * agent_steps]
-    best: dict[tuple[str, str], Reference] = {}
-    for reference in sorted(near, key=lambda r: abs(r.agent_steps - agent_steps)):
-        best.setdefault((reference.implementation, reference.algorithm), reference)
-    return list(best.values())
 
 
 def _write_value(axes: Any, x: float, y: float, text: str) -> None:

@@ -68,12 +68,8 @@ class Group:
     @property
     def is_evaluated(self) -> bool:
         """Whether the final scores are those of evaluations: all counted runs have one alike."""
-        evaluations = [run.evaluation for run in self.counted]
-        return (
-            bool(evaluations)
-            and len({e.protocol if e else None for e in evaluations}) == 1
-            and (evaluations[0] is not None)
-        )
+        protocols = {run.evaluation and run.evaluation.protocol for run in self.counted}
+        return len(protocols) == 1 and None not in protocols
 
     def run_scores(self, run: RunRecord) -> NDArray[np.float64]:
         """`[E]` scores of the games that the run's final score is the mean of."""
@@ -178,10 +174,6 @@ def _short(name: str) -> str:
 def _show(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "on", False: "off", None: "none"}[value]
-    return (
-        f"{value:,}"
-        if isinstance(value, int)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -37,7 +37,7 @@ def tag(element: str, *children: Any, **attributes: Any) -> Markup:
 
 def join(*children: Any) -> Markup:
     """Children one after the other, escaped as in `tag`; lists are opened."""
-    parts = []
+    parts: list[str] = []
     for child in children:
         if child is None:
             continue

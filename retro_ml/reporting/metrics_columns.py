@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,11 @@ from retro_ml.core.metrics.event_bus import EventType
 SCORE_WINDOW = 100
 """Games over which a training score is the mean (Machado et al. 2018, section 4.2)."""
 _KINDS = {int: pa.float64(), float: pa.float64(), str: pa.string()}
+_EVENTS = {
+    "iterations": EventType.TRAINING_STEP,
+    "games": EventType.EPISODE_FINISHED,
+    "evaluations": EventType.EVALUATION_FINISHED,
+}
 _NUMBERS = [column.name for column in COLUMNS if column.kind is not str]
 
 
@@ -101,7 +107,7 @@ def _read_table(content: bytes) -> dict[str, NDArray[np.float64] | NDArray[np.ob
 
 
 def _read_until_damaged(csv_path: Path) -> RunMetrics:
-    rows = []
+    rows: list[dict[str, Any]] = []
     fault = None
     try:
         rows.extend(read_rows(csv_path))
@@ -121,12 +127,8 @@ def _split(
     table: dict[str, NDArray[np.float64] | NDArray[np.object_]], *, fault: str | None = None
 ) -> RunMetrics:
     kinds = table.get("type", np.empty(0, np.object_))
-    parts = []
-    for kind in (
-        EventType.TRAINING_STEP,
-        EventType.EPISODE_FINISHED,
-        EventType.EVALUATION_FINISHED,
-    ):
+    parts: dict[str, Any] = {}
+    for key, kind in _EVENTS.items():
         chosen = kinds == kind.value
         empty = np.empty(0, np.float64)
         part = {
@@ -137,5 +139,5 @@ def _split(
         usable = np.isfinite(part["step"])
         if kind is EventType.EPISODE_FINISHED:
             usable &= np.isfinite(part["reward"])
-        parts.append({name: values[usable] for name, values in part.items()})
-    return RunMetrics(*parts, fault=fault)
+        parts[key] = {name: values[usable] for name, values in part.items()}
+    return RunMetrics(**parts, fault=fault)

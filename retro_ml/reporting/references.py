@@ -7,7 +7,7 @@ curve, and scores at the end of a full training. How they were scored differs fr
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -51,6 +51,17 @@ def select_references(config: ExperimentConfig) -> list[Reference]:
         and reference.algorithm == config.algorithm
         and reference.is_sticky == (game.protocol == "v5")
     ]
+
+
+def comparable_references(
+    references: Sequence[Reference], *, agent_steps: float
+) -> list[Reference]:
+    """Those at about as many agent steps, within a tenth: the nearest of each implementation."""
+    near = [r for r in references if abs(r.agent_steps - agent_steps) <= 0.1 * agent_steps]
+    best: dict[tuple[str, str], Reference] = {}
+    for reference in sorted(near, key=lambda r: abs(r.agent_steps - agent_steps)):
+        best.setdefault((reference.implementation, reference.algorithm), reference)
+    return list(best.values())
 
 
 @cache

@@ -22,11 +22,12 @@ from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically
 from retro_ml.core.engine.progress_text import duration
 from retro_ml.core.experiments.run_paths import RunPaths
 from retro_ml.evaluation.human_scores import SCORES
-from retro_ml.reporting import figures, tables
+from retro_ml.reporting import figures
+from retro_ml.reporting import report_tables as tables
 from retro_ml.reporting.figure_files import DrawnFigure, Figure, render
 from retro_ml.reporting.groups import Group, group_runs
 from retro_ml.reporting.page import Fact, Film, Page, build_page
-from retro_ml.reporting.references import Reference, select_references
+from retro_ml.reporting.references import Reference, comparable_references, select_references
 from retro_ml.reporting.run_folders import FileFault, find_runs
 from retro_ml.reporting.run_records import RunRecord, load_run
 from retro_ml.reporting.tables import Table
@@ -82,10 +83,13 @@ def write_report(
     own_tables = [tables.scores_table(groups), tables.runs_table(groups, made.link_run)]
     if _is_about_games(groups):
         own_tables.insert(0, tables.aggregate_table(groups))
-    beside = tables.references_table(references) if references else None
+    beside = tables.literature_table(groups, references) if references else None
     differences = tables.differences_table(groups)
     made.figures([figure for those in drawn.values() for figure in those])
-    made.tables([*own_tables, *filter(None, (beside, differences)), *_curve_tables(groups)])
+    csvs = [*own_tables, *filter(None, (beside, differences)), *_curve_tables(groups)]
+    if references:
+        csvs.append(tables.references_table(references))
+    made.tables(csvs)
     sweep = [folder / name for folder in folders for name in _SWEEP_FILES]
     page = Page(
         title=_title(groups),
@@ -259,7 +263,8 @@ def _subtitle(groups: Sequence[Group]) -> str:
     runs = [run for group in groups for run in group.runs]
     words = [f"{len(runs):,} run{'s' if len(runs) != 1 else ''}"]
     if len(groups) > 1:
-        words.append(f"{len(groups):,} settings or games")
+        games = len(_by_game(groups))
+        words.append(f"{len(groups):,} " + ("settings" if games == 1 else "games and settings"))
     seeds = sorted({run.config.seed for run in runs})
     shown = ", ".join(map(str, seeds)) if len(seeds) <= 8 else f"{len(seeds)} of them"
     words.append(f"seed{'s' if len(seeds) != 1 else ''} {shown}")
@@ -281,17 +286,14 @@ def _facts(groups: Sequence[Group], references: Sequence[Reference]) -> list[Fac
     times = [run.training_time_s for run in runs if run.training_time_s is not None]
     rates = [run.steps_per_s for run in runs if run.steps_per_s is not None]
     if times:
-        facts.append(
-            Fact(
-                duration(sum(times)), "training" + ("" if len(runs) == 1 else ", all runs together")
-            )
-        )
+        together = "" if len(runs) == 1 else ", all runs together"
+        facts.append(Fact(duration(sum(times)), f"training{together}"))
     if rates:
         facts.append(Fact(f"{np.median(rates):,.0f}", "agent steps per second, median"))
     near = [
         point
         for group in groups
-        for point in figures.comparable_references(
+        for point in comparable_references(
             [r for r in references if r.rom == group.rom and r.algorithm == group.algorithm],
             agent_steps=group.runs[0].agent_steps,
         )
@@ -311,8 +313,8 @@ def _score_facts(groups: Sequence[Group]) -> list[Fact]:
     if _is_about_games(groups):
         rows = tables.aggregate_table(groups).rows
         if rows:
-            label, games, runs, iqm, low, high = rows[0][:6]
-            ends = "" if low is None else f", 95 % {low:.2f} to {high:.2f}"
+            label, games, runs, iqm, interval = rows[0][:5]
+            ends = "" if interval is None else f", 95 % {interval.low:.2f} to {interval.high:.2f}"
             best = "" if len(rows) == 1 else f"best of {len(rows)}: "
             return [
                 Fact(f"{iqm:.2f}", f"human-normalised IQM, {best}{label}; {runs} runs on {games} "
@@ -320,7 +322,7 @@ def _score_facts(groups: Sequence[Group]) -> list[Fact]:
             ]  # fmt: skip
     scored = [group for group in groups if group.counted]
     if not scored:
-        return [Fact("–", "score: no game is over yet")]
+        return [Fact("none", "score: no game is over yet")]
     best_group = max(scored, key=lambda group: group.score() or 0.0)
     score, interval = best_group.score() or 0.0, best_group.interval
     runs_word = f", mean of {len(best_group.counted)} runs" if len(best_group.counted) > 1 else ""

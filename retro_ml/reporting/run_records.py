@@ -33,7 +33,7 @@ class PlayedEvaluation:
     deterministic: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RunRecord:
     """One run that can be reported: its config is whole, the rest may be missing."""
 
