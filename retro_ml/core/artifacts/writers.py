@@ -28,12 +28,20 @@ from retro_ml.core.artifacts.model_archive import save_model_archive
 from retro_ml.core.artifacts.run_writer import RunWriter, plain
 from retro_ml.core.artifacts.status import StatusWriter, installed_versions
 from retro_ml.core.artifacts.storage import AppendFile, ArtifactError, rewrite_lines
+from retro_ml.core.artifacts.tensorboard import TensorBoardWriter
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent
 
 if TYPE_CHECKING:
     from retro_ml.core.experiments.config import ExperimentConfig
 
-__all__ = ["LogWriter", "MetricsWriter", "ModelWriter", "StatusWriter", "build_writers"]
+__all__ = [
+    "LogWriter",
+    "MetricsWriter",
+    "ModelWriter",
+    "StatusWriter",
+    "TensorBoardWriter",
+    "build_writers",
+]
 
 logger = logging.getLogger("retro_ml.artifacts")
 run_logger = logging.getLogger("retro_ml.run")
@@ -53,7 +61,13 @@ _JSON_GROWTH = 1.25
 
 def build_writers(config: "ExperimentConfig") -> list[RunWriter]:
     """Every writer of a run; the status comes last, so that it tells of files that are there."""
-    return [MetricsWriter(config), LogWriter(config), ModelWriter(config), StatusWriter(config)]
+    return [
+        MetricsWriter(config),
+        LogWriter(config),
+        ModelWriter(config),
+        TensorBoardWriter(config),
+        StatusWriter(config),
+    ]
 
 
 class _LinesWriter(RunWriter):
