@@ -15,6 +15,7 @@ COMMANDS = {
     "run": ("retro_ml.run", "train an agent on an Atari game"),
     "evaluate": ("retro_ml.evaluate", "play whole games with a trained agent and score it"),
     "list": ("retro_ml.list", "show the experiments under a folder"),
+    "compare": ("retro_ml.compare", "show what differs between runs, and in what they reached"),
     "report": ("retro_ml.report", "tell what came of a run, or of many, in one page"),
 }
 

@@ -5,17 +5,16 @@ Exit codes: 0 listed, 2 bad input.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line, nearest_names
+from retro_ml.reporting.command import Parser, print_answer, refuse
 from retro_ml.reporting.run_folders import (
     STATES,
     RunSummary,
@@ -25,7 +24,6 @@ from retro_ml.reporting.run_folders import (
     summarize,
 )
 
-BAD_INPUT = 2
 _LONGEST_CELL = 60
 
 # What can be sorted and filtered by; the values of a filter are compared as text, in any case.
@@ -62,29 +60,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         filters = [_read_filter(text) for text in flags.filter]
         runs = _list_runs(Path(flags.folder), filters)
     except UsageError as error:
-        return _refuse(error.faults)
+        return refuse("list", error.faults)
     _sort(runs, flags.sort)
     if flags.json:
         text = json.dumps([_as_dict(run) for run in runs], allow_nan=False)
     else:
         text = "\n".join(_table(runs, now=datetime.now(UTC)))
-    _print_out(text)
+    print_answer(text)
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError([message.removeprefix("argument ")])
-
-
-def _build_parser() -> _Parser:
-    parser = _Parser(
-        prog="retro-ml list",
-        usage="retro-ml list [DIR] [options]",
+def _build_parser() -> Parser:
+    parser = Parser(
+        "list",
+        usage="[DIR] [options]",
         description="The experiments under a folder: state, game, algorithm, steps, score, age.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("folder", metavar="DIR", nargs="?", default="runs", help="default: runs")
     parser.add_argument(
@@ -191,22 +182,6 @@ def _as_dict(run: RunSummary) -> dict[str, Any]:
         "error": run.error,
         "faults": list(run.faults),
     }
-
-
-def _print_out(text: str) -> None:
-    """To stdout; a reader that has seen enough (`| head`) is no fault."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # Python would complain once more when it closes stdout at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _refuse(faults: Sequence[str]) -> int:
-    for fault in faults:
-        print(f"error: {as_line(fault)}", file=sys.stderr)
-    print("hint: retro-ml list --help lists every option", file=sys.stderr)
-    return BAD_INPUT
 
 
 if __name__ == "__main__":

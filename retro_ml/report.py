@@ -8,16 +8,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line
-
-BAD_INPUT = 2
+from retro_ml.reporting.command import Parser, print_answer, refuse
 
 _DESCRIPTION = """\
 One page, report.html, that says what was run and what came of it, and needs nothing but itself;
@@ -46,25 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         folders = [Path(text) for text in flags.folders]
         output = Path(flags.output) if flags.output else folders[0] if len(folders) == 1 else Path()
     except UsageError as error:
-        return _refuse(error.faults)
+        return refuse("report", error.faults)
     return _report(folders, output=output, flags=flags)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        if message.startswith("the following arguments are required"):
-            message = "RUN_OR_SWEEP_DIR: missing -> the folder of a run, or one that runs are in"
-        raise UsageError([message.removeprefix("argument ")])
-
-
-def _build_parser() -> _Parser:
-    parser = _Parser(
-        prog="retro-ml report",
-        usage="retro-ml report RUN_OR_SWEEP_DIR... [options]",
+def _build_parser() -> Parser:
+    parser = Parser(
+        "report",
+        usage="RUN_OR_SWEEP_DIR... [options]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        missing="RUN_OR_SWEEP_DIR: missing -> the folder of a run, or one that runs are in",
     )
     parser.add_argument(
         "folders",
@@ -95,7 +84,7 @@ def _report(folders: Sequence[Path], *, output: Path, flags: argparse.Namespace)
     try:
         report = write_report(folders, output=output, notice=notice)
     except NothingToReport as error:
-        return _refuse(error.faults)
+        return refuse("report", error.faults)
     except ArtifactError as error:
         text = str(error).replace("another --output-dir", "another --output")
         print(f"error: {as_line(text)}", file=sys.stderr)
@@ -107,24 +96,8 @@ def _report(folders: Sequence[Path], *, output: Path, flags: argparse.Namespace)
         print(f"warning: left out: {as_line(text)}", file=sys.stderr)
     made = {"page": str(report.page), "folder": str(report.folder), "runs": report.runs,
             "left_out": list(report.left_out)}  # fmt: skip
-    _print_out(json.dumps(made) if flags.json else f"report: {report.page}")
+    print_answer(json.dumps(made) if flags.json else f"report: {report.page}")
     return 0
-
-
-def _print_out(text: str) -> None:
-    """To stdout; a reader that has seen enough (`| head`) is no fault."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # Python would complain once more when it closes stdout at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _refuse(faults: Sequence[str]) -> int:
-    for fault in faults:
-        print(f"error: {as_line(fault)}", file=sys.stderr)
-    print("hint: retro-ml report --help lists every option", file=sys.stderr)
-    return BAD_INPUT
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from pydantic_core import PydanticCustomError
 
 from retro_ml.core.experiments.fields import FrozenModel, Real
 
-
 TRACKERS = ("wandb", "mlflow")
 
 
