@@ -19,9 +19,9 @@ from retro_ml.reporting.groups import MAX_CURVE_RUNS, Group
 from retro_ml.reporting.metrics_columns import smooth, thin
 from retro_ml.reporting.references import Reference, comparable_references
 
-MAX_ROWS = 24
+MAX_ROWS = 16
 """Of the figure of final scores."""
-_LINE_POINTS = 160
+_LINE_POINTS, _GREY_POINTS = 160, 40
 _WIDE_IN, _NARROW_IN = 7.6, 3.9
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _MAX_LINES = 8
@@ -94,7 +94,8 @@ def final_scores(name: str, groups: Sequence[Group], references: Sequence[Refere
     shown = [group for group in groups if group.score() is not None][:MAX_ROWS]
     return Figure(
         name=name,
-        title=f"Final scores on {groups[0].game}",
+        title=f"Final scores on {groups[0].game}"
+        + (f", the best {MAX_ROWS} of {len(groups)}" if len(groups) > MAX_ROWS else ""),
         description="Scores with 95 % intervals. "
         + "; ".join(f"{group.label}: {_score_words(group)}" for group in shown),
         draw=lambda narrow: _draw_scores(shown, references, group_colours(groups), narrow=narrow),
@@ -136,13 +137,16 @@ def _draw_curves(
 ) -> Any:
     figure, grid = _new_axes(_NARROW_IN if narrow else _WIDE_IN, 3.7)
     axes = grid[0][0]
+    labels = _short_labels(groups, references)
     ends: list[_LineEnd] = []
     for group in reversed(groups):
         colour = colours.get(group.label, OTHERS)
         _draw_group(axes, group, colour)
         curve = group.curve
         if curve is not None and group.label in colours:
-            ends.append(_LineEnd(curve.agent_steps[-1], curve.mean[-1], group.label, colour))
+            ends.append(
+                _LineEnd(curve.agent_steps[-1], curve.mean[-1], labels[group.label], colour)
+            )
     last = max((group_end(group) for group in groups), default=0.0) or 1.0
     near = [point for point in references if point.agent_steps <= 1.02 * last]
     ends += _draw_references(axes, near)
@@ -179,7 +183,8 @@ def _draw_group(axes: Any, group: Group, colour: str) -> None:
             curve.agent_steps, curve.low, curve.high, color=colour, alpha=0.18, lw=0, zorder=2
         )
     width, order = (0.9, 1.5) if grey else (2.2, 3)
-    axes.plot(curve.agent_steps, curve.mean, color=colour, lw=width, zorder=order)
+    shown = thin(len(curve.mean), points=_GREY_POINTS if grey else len(curve.mean))
+    axes.plot(curve.agent_steps[shown], curve.mean[shown], color=colour, lw=width, zorder=order)
 
 
 def _draw_references(axes: Any, references: Sequence[Reference]) -> list[_LineEnd]:
@@ -209,7 +214,7 @@ def _label_at_ends(axes: Any, ends: Sequence[_LineEnd], *, limit: float) -> None
     """Right of the plot, each as near to its line's end as the others let it."""
     low, high = axes.get_ylim()
     axes.set_ylim(low, high)
-    texts = [_fold(end.label, 26) for end in ends]
+    texts = [_fold(end.label, 30) for end in ends]
     heights = [0.055 * (1 + text.count("\n")) + 0.02 for text in texts]
     wanted = [(end.y - low) / (high - low) for end in ends]
     for index, at in _spread(wanted, heights).items():
@@ -229,6 +234,7 @@ def _label_at_ends(axes: Any, ends: Sequence[_LineEnd], *, limit: float) -> None
                 "arrowstyle": "-",
                 "color": end.colour,
                 "lw": 1.0,
+                "relpos": (0, 0.5),
                 "shrinkA": 1,
                 "shrinkB": 3,
             },
@@ -287,10 +293,17 @@ def _draw_scores(
     steps = max((group_end(group) for group in groups), default=0.0)
     beside = comparable_references(references, agent_steps=steps)[: len(_MARKERS)]
     count = len(groups) + len(beside)
-    width = _NARROW_IN if narrow else _WIDE_IN
-    figure, grid = _new_axes(width, 0.75 + (0.62 if narrow else 0.42) * max(count, 2))
+    short = _short_labels(groups, beside)
+    labels = [
+        *(short[group.label] for group in groups),
+        *(f"{reference.implementation}, {reference.algorithm}" for reference in beside),
+    ]
+    labels = [_fold(label, 19 if narrow else 44) for label in labels]
+    lines = max(1 + label.count("\n") for label in labels)
+    figure, grid = _new_axes(
+        _NARROW_IN if narrow else _WIDE_IN, 0.75 + (0.22 + 0.17 * lines) * max(count, 2)
+    )
     axes = grid[0][0]
-    labels = []
     for row, group in enumerate(groups):
         colour = colours.get(group.label, OTHERS)
         interval, score = group.interval, group.score() or 0.0
@@ -301,15 +314,13 @@ def _draw_scores(
             axes.plot(runs, np.full(len(runs), row + 0.26), "|", color=colour, ms=6, mew=1.2)
         axes.plot(score, row, "o", color=colour, ms=8)
         _write_value(axes, max(score, interval.high if interval else score), row, f"{score:,.1f}")
-        labels.append(group.label)
     for row, reference in enumerate(beside, start=len(groups)):
         if reference.std is not None:
             ends = [reference.score - reference.std, reference.score + reference.std]
             axes.plot(ends, [row, row], color=MUTED, lw=1.0, ls=(0, (2, 2)))
         axes.plot(reference.score, row, "o", color=MUTED, mfc=PAPER, mew=1.4, ms=7)
         _write_value(axes, reference.score + (reference.std or 0.0), row, f"{reference.score:,.1f}")
-        labels.append(f"{reference.implementation}, {reference.algorithm}")
-    axes.set_yticks(range(count), [_fold(text, 17 if narrow else 34) for text in labels])
+    axes.set_yticks(range(count), labels)
     axes.set_ylim(count - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
@@ -359,8 +370,9 @@ def _draw_panels(groups: Sequence[Group], colours: dict[str, str], *, narrow: bo
             colour = colours.get(group.label, OTHERS)
             grey = colour == OTHERS
             for run in group.counted[: 1 if grey else _MAX_LINES]:
-                steps = smooth(run.metrics.iterations["step"], points=_LINE_POINTS)
-                values = smooth(run.metrics.iterations[name], points=_LINE_POINTS)
+                points = _GREY_POINTS if grey else _LINE_POINTS
+                steps = smooth(run.metrics.iterations["step"], points=points)
+                values = smooth(run.metrics.iterations[name], points=points)
                 axes.plot(steps, values, color=colour, lw=0.7 if grey else 1.3)
         axes.set_title(_PANEL_TITLES[name], loc="left", fontsize=10)
         axes.set_xlim(0, last)
@@ -384,6 +396,20 @@ def _format_steps(axes: Any, *, ticks: int = 5) -> None:
 
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(ticks))
+
+
+def _short_labels(groups: Sequence[Group], references: Sequence[Reference]) -> dict[str, str]:
+    """Labels for a figure, by those of the groups: no word that all of them share."""
+    alike = len({group.algorithm for group in groups}) == 1
+    labels = {}
+    for group in groups:
+        label = group.label
+        if alike and group.settings:
+            label = label.removeprefix(f"{group.algorithm}, ")
+        elif references:  # beside others' results the project is named
+            label = f"retro_ml, {label}"
+        labels[group.label] = label
+    return labels
 
 
 def _score_words(group: Group) -> str:

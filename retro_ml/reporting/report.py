@@ -285,11 +285,10 @@ def _facts(groups: Sequence[Group], references: Sequence[Reference]) -> list[Fac
     facts.append(Fact(f"{max(steps):,}", f"agent steps of training{each}"))
     times = [run.training_time_s for run in runs if run.training_time_s is not None]
     rates = [run.steps_per_s for run in runs if run.steps_per_s is not None]
+    speed = f", {np.median(rates):,.0f} agent steps per second (median)" if rates else ""
     if times:
         together = "" if len(runs) == 1 else ", all runs together"
-        facts.append(Fact(duration(sum(times)), f"training{together}"))
-    if rates:
-        facts.append(Fact(f"{np.median(rates):,.0f}", "agent steps per second, median"))
+        facts.append(Fact(duration(sum(times)), f"of training{together}{speed}"))
     near = [
         point
         for group in groups

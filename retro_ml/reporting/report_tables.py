@@ -140,8 +140,8 @@ def literature_table(groups: Sequence[Group], references: Sequence[Reference]) -
             TableColumn("score", "score", one_digit),
             TableColumn("std", "std", one_digit),
             TableColumn("runs", "runs"),
-            TableColumn("how it was scored", "protocol", number=False, long=True),
-            TableColumn("source", "source", number=False, long=True),
+            TableColumn("how it was scored", "protocol", number=False),
+            TableColumn("source", "source", number=False),
         ),
         tuple(rows),
         "Published after about as many agent steps, and after a full training. How they were "

@@ -11,7 +11,7 @@ from typing import Any
 from retro_ml.evaluation.statistics import Interval
 from retro_ml.reporting.markup import Markup, join, tag
 
-MAX_ROWS = 500
+MAX_ROWS = 100
 """Of a table in the page; its CSV has all."""
 
 
@@ -40,6 +40,8 @@ def interval_two_digits(interval: Interval) -> str:
     return f"{interval.low:,.2f} to {interval.high:,.2f}"
 
 
+_LONG = 44
+"""Characters of a text that may take several lines."""
 _INTERVALS = (interval_one_digit, interval_two_digits)
 
 
@@ -51,8 +53,6 @@ class TableColumn:
     name: str
     show: Callable[[Any], Any] = str
     number: bool = True
-    long: bool = False
-    """Sentences, which need room."""
 
     @property
     def csv_names(self) -> list[str]:
@@ -88,7 +88,9 @@ class Table:
 
     def as_html(self) -> Markup:
         """In a frame that scrolls by itself where the page is narrow."""
-        head = tag("tr", [tag("th", c.heading, scope="col", class_=_kind(c)) for c in self.columns])
+        head = tag(
+            "tr", [tag("th", c.heading, scope="col", class_=_kind(c, "")) for c in self.columns]
+        )
         body = [self._row(row) for row in self.rows[:MAX_ROWS]]
         table = tag("table", tag("caption", self.title), tag("thead", head), tag("tbody", body))
         left = len(self.rows) - MAX_ROWS
@@ -103,12 +105,12 @@ class Table:
         for index, (column, value) in enumerate(zip(self.columns, row, strict=True)):
             shown = "" if value is None else column.show(value)
             element, scope = ("th", "row") if index == 0 else ("td", None)
-            cells.append(tag(element, shown, class_=_kind(column), scope=scope))
+            cells.append(tag(element, shown, class_=_kind(column, shown), scope=scope))
         return tag("tr", cells)
 
 
-def _kind(column: TableColumn) -> str | None:
-    return "number" if column.number else "long" if column.long else None
+def _kind(column: TableColumn, shown: str) -> str | None:
+    return "number" if column.number else "long" if len(shown) > _LONG else None
 
 
 def _csv_cell(value: Any) -> Any:
