@@ -91,7 +91,8 @@ def learning_curves(name: str, groups: Sequence[Group], references: Sequence[Ref
 
 def final_scores(name: str, groups: Sequence[Group], references: Sequence[Reference]) -> Figure:
     """Where each group of one game stands, with intervals, beside published scores."""
-    shown = [group for group in groups if group.score() is not None][:MAX_ROWS]
+    scored = [group for group in groups if group.score() is not None]
+    shown = _best_first(scored)[:MAX_ROWS]
     return Figure(
         name=name,
         title=f"Final scores on {groups[0].game}"
@@ -115,10 +116,17 @@ def optimiser(name: str, groups: Sequence[Group]) -> Figure:
 
 
 def group_colours(groups: Sequence[Group]) -> dict[str, str]:
-    """A colour for each of the best groups, by label; the others are grey."""
+    """A colour for each of the best groups, by label; the others are grey.
+
+    In the order of their labels, so that the same groups have the same colours on every game.
+    """
     scored = [group for group in groups if group.score() is not None]
-    best = sorted(scored, key=lambda group: -(group.score() or 0.0))[: len(SERIES)]
-    return {group.label: colour for group, colour in zip(best, SERIES, strict=False)}
+    labels = sorted(group.label for group in _best_first(scored)[: len(SERIES)])
+    return dict(zip(labels, SERIES, strict=False))
+
+
+def _best_first(groups: Sequence[Group]) -> list[Group]:
+    return sorted(groups, key=lambda group: -(group.score() or 0.0))
 
 
 def _new_axes(width_in: float, height_in: float, rows: int = 1, columns: int = 1) -> Any:

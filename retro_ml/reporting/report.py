@@ -253,7 +253,8 @@ def _is_about_games(groups: Sequence[Group]) -> bool:
 
 
 def _title(groups: Sequence[Group]) -> str:
-    algorithms = " and ".join(sorted({group.algorithm for group in groups}))
+    *others, last = sorted({group.algorithm for group in groups})
+    algorithms = f"{', '.join(others)} and {last}" if others else last
     games = sorted({group.game for group in groups})
     on = games[0] if len(games) == 1 else f"{len(games)} games"
     return f"{algorithms} on {on}"
