@@ -37,7 +37,7 @@ MAX_GAMES = 20
 """Games and, per game, algorithms that are drawn; a report of the rest takes a call of its own."""
 MAX_LISTED = 100
 """Runs whose files are listed in the page."""
-_SWEEP_FILES = ("sweep.json", "leaderboard.csv")
+_SWEEP_FILES = ("sweep.json", "leaderboard.csv", "leaderboard.json")
 
 
 class NothingToReport(Exception):

@@ -147,7 +147,11 @@ def _read_evaluation(path: Path, protocol: str) -> PlayedEvaluation:
 
 def _find_films(folder: Path) -> tuple[Path, ...]:
     try:
-        found = [path for path in folder.rglob("*.mp4") if path.is_file() and path.stat().st_size]
+        found = [
+            path
+            for path in folder.glob("*.mp4")  # hidden ones are being written
+            if path.is_file() and path.stat().st_size and not path.name.startswith(".")
+        ]
         return tuple(sorted(found, key=lambda path: (path.stat().st_mtime, path.name)))
     except OSError:
         return ()
