@@ -209,7 +209,7 @@ def _tell_apart(runs: Sequence[RunRecord]) -> list[RunRecord]:
 
 def _collect_references(runs: Sequence[RunRecord]) -> list[Reference]:
     found = dict.fromkeys(r for run in runs for r in select_references(run.config))
-    return sorted(found, key=lambda r: (r.rom, r.algorithm, r.implementation, r.agent_steps))
+    return sorted(found, key=lambda r: (r.game, r.algorithm, r.implementation, r.agent_steps))
 
 
 def _plan(groups: Sequence[Group], references: Sequence[Reference]) -> dict[str, list[Figure]]:

@@ -124,7 +124,7 @@ def literature_table(groups: Sequence[Group], references: Sequence[Reference]) -
         )  # fmt: skip
         beside = [r for r in references if (r.rom, r.algorithm) == (group.rom, algorithm)]
         near = comparable_references(beside, agent_steps=steps)
-        final = [r for r in beside if not r.along_the_way and r not in near]
+        final = [r for r in beside if r.is_final and r not in near]
         rows += [
             (game, f"{r.implementation}, {r.algorithm}", r.agent_steps, r.score, r.std, r.seeds,
              r.protocol, r.source)
