@@ -6,15 +6,23 @@ in all figures of a game.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from retro_ml.evaluation.human_scores import SCORES
-from retro_ml.reporting.figure_files import INK, MUTED, OTHERS, PAPER, SERIES, Figure
+from retro_ml.reporting.figure_files import MUTED, OTHERS, PAPER, Figure
+from retro_ml.reporting.figure_labels import (
+    LineEnd,
+    best_first,
+    fold,
+    group_colours,
+    label_above,
+    label_at_ends,
+    score_words,
+    short_labels,
+)
 from retro_ml.reporting.groups import MAX_CURVE_RUNS, Group
 from retro_ml.reporting.metrics_columns import smooth, thin
 from retro_ml.reporting.references import Reference, comparable_references
@@ -63,23 +71,11 @@ _PANEL_TITLES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _LineEnd:
-    """Where a line, or a row of published points, ends: its label goes there."""
-
-    x: float
-    y: float
-    label: str
-    colour: str
-    marker: str | None = None
-    """Of published points."""
-
-
 def learning_curves(name: str, groups: Sequence[Group], references: Sequence[Reference]) -> Figure:
     """Score over agent steps of one game's groups, published points beside them."""
     game = groups[0].game
     colours = group_colours(groups)
-    words = [f"{group.label}: {_score_words(group)}" for group in groups if group.label in colours]
+    words = [f"{group.label}: {score_words(group)}" for group in groups if group.label in colours]
     return Figure(
         name=name,
         title=f"Learning curves on {game}",
@@ -92,13 +88,13 @@ def learning_curves(name: str, groups: Sequence[Group], references: Sequence[Ref
 def final_scores(name: str, groups: Sequence[Group], references: Sequence[Reference]) -> Figure:
     """Where each group of one game stands, with intervals, beside published scores."""
     scored = [group for group in groups if group.score() is not None]
-    shown = _best_first(scored)[:MAX_ROWS]
+    shown = best_first(scored)[:MAX_ROWS]
     return Figure(
         name=name,
         title=f"Final scores on {groups[0].game}"
         + (f", the best {MAX_ROWS} of {len(groups)}" if len(groups) > MAX_ROWS else ""),
         description="Scores with 95 % intervals. "
-        + "; ".join(f"{group.label}: {_score_words(group)}" for group in shown),
+        + "; ".join(f"{group.label}: {score_words(group)}" for group in shown),
         draw=lambda narrow: _draw_scores(shown, references, group_colours(groups), narrow=narrow),
     )
 
@@ -113,20 +109,6 @@ def optimiser(name: str, groups: Sequence[Group]) -> Figure:
         + ", ".join(_PANEL_TITLES[panel] for panel in PANELS[first.algorithm]),
         draw=lambda narrow: _draw_panels(groups, group_colours(groups), narrow=narrow),
     )
-
-
-def group_colours(groups: Sequence[Group]) -> dict[str, str]:
-    """A colour for each of the best groups, by label; the others are grey.
-
-    In the order of their labels, so that the same groups have the same colours on every game.
-    """
-    scored = [group for group in groups if group.score() is not None]
-    labels = sorted(group.label for group in _best_first(scored)[: len(SERIES)])
-    return dict(zip(labels, SERIES, strict=False))
-
-
-def _best_first(groups: Sequence[Group]) -> list[Group]:
-    return sorted(groups, key=lambda group: -(group.score() or 0.0))
 
 
 def _new_axes(width_in: float, height_in: float, rows: int = 1, columns: int = 1) -> Any:
@@ -145,16 +127,14 @@ def _draw_curves(
 ) -> Any:
     figure, grid = _new_axes(_NARROW_IN if narrow else _WIDE_IN, 3.7)
     axes = grid[0][0]
-    labels = _short_labels(groups, references)
-    ends: list[_LineEnd] = []
+    labels = short_labels(groups, references)
+    ends: list[LineEnd] = []
     for group in reversed(groups):
         colour = colours.get(group.label, OTHERS)
         _draw_group(axes, group, colour)
         curve = group.curve
         if curve is not None and group.label in colours:
-            ends.append(
-                _LineEnd(curve.agent_steps[-1], curve.mean[-1], labels[group.label], colour)
-            )
+            ends.append(LineEnd(curve.agent_steps[-1], curve.mean[-1], labels[group.label], colour))
     last = max((group_end(group) for group in groups), default=0.0) or 1.0
     near = [point for point in references if point.agent_steps <= 1.02 * last]
     ends += _draw_references(axes, near)
@@ -164,9 +144,9 @@ def _draw_curves(
     axes.set_ylabel("score, mean of the last 100 games")
     axes.margins(y=0.08)
     if narrow:
-        _label_above(axes, ends)
+        label_above(axes, ends)
     else:
-        _label_at_ends(axes, ends, limit=last)
+        label_at_ends(axes, ends, limit=last)
     return figure
 
 
@@ -195,7 +175,7 @@ def _draw_group(axes: Any, group: Group, colour: str) -> None:
     axes.plot(curve.agent_steps[shown], curve.mean[shown], color=colour, lw=width, zorder=order)
 
 
-def _draw_references(axes: Any, references: Sequence[Reference]) -> list[_LineEnd]:
+def _draw_references(axes: Any, references: Sequence[Reference]) -> list[LineEnd]:
     ends = []
     names = list(dict.fromkeys((r.implementation, r.algorithm) for r in references))
     for (name, algorithm), marker in zip(names, _MARKERS, strict=False):
@@ -214,81 +194,8 @@ def _draw_references(axes: Any, references: Sequence[Reference]) -> list[_LineEn
         )
         last = points[-1]
         label = f"{name}, {algorithm}"
-        ends.append(_LineEnd(last.agent_steps, last.score, label, MUTED, marker))
+        ends.append(LineEnd(last.agent_steps, last.score, label, MUTED, marker))
     return ends
-
-
-def _label_at_ends(axes: Any, ends: Sequence[_LineEnd], *, limit: float) -> None:
-    """Right of the plot, each as near to its line's end as the others let it."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high)
-    texts = [_fold(end.label, 30) for end in ends]
-    heights = [0.055 * (1 + text.count("\n")) + 0.02 for text in texts]
-    wanted = [(end.y - low) / (high - low) for end in ends]
-    for index, at in _spread(wanted, heights).items():
-        end = ends[index]
-        published = end.marker is not None
-        axes.annotate(
-            texts[index],
-            xy=(end.x / limit, wanted[index]),
-            xycoords="axes fraction",
-            xytext=(1.035, at),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=9.5,
-            color=MUTED if published else INK,
-            fontweight="normal" if published else "bold",
-            arrowprops={
-                "arrowstyle": "-",
-                "color": end.colour,
-                "lw": 1.0,
-                "relpos": (0, 0.5),
-                "shrinkA": 1,
-                "shrinkB": 3,
-            },
-            annotation_clip=False,
-        )
-
-
-def _label_above(axes: Any, ends: Sequence[_LineEnd]) -> None:
-    """A legend over the plot: beside it there is no room on a phone."""
-    from matplotlib.lines import Line2D
-
-    handles = []
-    for end in sorted(ends, key=lambda end: -end.y):
-        look: dict[str, Any] = {"lw": 2.4}
-        if end.marker is not None:
-            look = {"ls": "", "marker": end.marker, "mfc": PAPER, "mew": 1.3}
-        handles.append(Line2D([], [], color=end.colour, label=_fold(end.label, 44), **look))
-    if handles:
-        axes.legend(
-            handles=handles,
-            loc="lower left",
-            bbox_to_anchor=(0, 1.0),
-            frameon=False,
-            fontsize=9.5,
-            borderaxespad=0.2,
-            handlelength=1.4,
-        )
-
-
-def _fold(text: str, width: int) -> str:
-    return textwrap.fill(text, width, max_lines=3, placeholder=" ...")
-
-
-def _spread(wanted: Sequence[float], heights: Sequence[float]) -> dict[int, float]:
-    """Places from 0 to 1 near the wanted ones, none over another: from below, then from above."""
-    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    places: dict[int, float] = {}
-    floor = -0.05
-    for index in order:
-        places[index] = max(wanted[index], floor + heights[index] / 2)
-        floor = places[index] + heights[index] / 2
-    ceiling = 1.08
-    for index in reversed(order):
-        places[index] = min(places[index], ceiling - heights[index] / 2)
-        ceiling = places[index] - heights[index] / 2
-    return places
 
 
 def _draw_scores(
@@ -301,12 +208,12 @@ def _draw_scores(
     steps = max((group_end(group) for group in groups), default=0.0)
     beside = comparable_references(references, agent_steps=steps)[: len(_MARKERS)]
     count = len(groups) + len(beside)
-    short = _short_labels(groups, beside)
+    short = short_labels(groups, beside)
     labels = [
         *(short[group.label] for group in groups),
         *(f"{reference.implementation}, {reference.algorithm}" for reference in beside),
     ]
-    labels = [_fold(label, 19 if narrow else 44) for label in labels]
+    labels = [fold(label, 19 if narrow else 44) for label in labels]
     lines = max(1 + label.count("\n") for label in labels)
     figure, grid = _new_axes(
         _NARROW_IN if narrow else _WIDE_IN, 0.75 + (0.22 + 0.17 * lines) * max(count, 2)
@@ -404,22 +311,3 @@ def _format_steps(axes: Any, *, ticks: int = 5) -> None:
 
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(ticks))
-
-
-def _short_labels(groups: Sequence[Group], references: Sequence[Reference]) -> dict[str, str]:
-    """Labels for a figure, by those of the groups: no word that all of them share."""
-    alike = len({group.algorithm for group in groups}) == 1
-    labels = {}
-    for group in groups:
-        label = group.label
-        if alike and group.settings:
-            label = label.removeprefix(f"{group.algorithm}, ")
-        elif references:  # beside others' results the project is named
-            label = f"retro_ml, {label}"
-        labels[group.label] = label
-    return labels
-
-
-def _score_words(group: Group) -> str:
-    score = group.score()
-    return "no game over yet" if score is None else f"{score:,.1f}"
