@@ -19,6 +19,9 @@ COMMANDS = {
     "evaluate": ("retro_ml.evaluate", "play whole games with a trained agent and score it"),
     "export": ("retro_ml.export", "write a trained agent as ONNX, torch.export or safetensors"),
     "watch": ("retro_ml.watch", "film a trained agent, or watch it in the terminal"),
+    "list": ("retro_ml.list", "show the experiments under a folder"),
+    "compare": ("retro_ml.compare", "show what differs between runs, and in what they reached"),
+    "report": ("retro_ml.report", "tell what came of a run, or of many, in one page"),
 }
 
 

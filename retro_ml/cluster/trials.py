@@ -22,6 +22,7 @@ from retro_ml.cluster.head_watch import HeadLost, HeadWatch
 from retro_ml.cluster.node_checks import check_other_nodes
 from retro_ml.cluster.placement import Node, choose_resources, find_nodes_to_spare
 from retro_ml.cluster.plan import plan_run
+from retro_ml.cluster.tracking import build_trackers
 from retro_ml.cluster.trial_actor import EXPERIMENT, TrialActor, trial_config
 from retro_ml.cluster.worker_output import log_worker_output
 from retro_ml.core.engine.launcher import LaunchError, Trial, TrialEnd
@@ -76,10 +77,11 @@ class TuneLauncher:
             stopper = RunStopper(trials, options, self._stop_requested, head=head)
             experiments = [build_experiment(trial, cluster, stopper, options) for trial in trials]
             check_other_nodes([trial.config for trial in trials])
+            trackers = build_trackers(options, trials[0].config.output_dir)
             try:
                 analysis = tune.run(
                     experiments,
-                    callbacks=[BusBridge(publish)],
+                    callbacks=[BusBridge(publish), *trackers],
                     raise_on_failed_trial=False,
                     verbose=0,
                 )

@@ -167,10 +167,11 @@ def _check_sample(sample: ArrayLike) -> NDArray[np.float64]:
 
 
 def _largest_intermediate(arrays: Sequence[NDArray[np.float64]]) -> int:
-    """Values of one resample; two samples may be compared run by run."""
-    sizes = [array.size for array in arrays]
-    pairs = int(np.prod([len(array) for array in arrays])) * arrays[0].shape[1]
-    return max(*sizes, pairs)
+    """Values of one resample; two samples may be compared run by run, more are taken together."""
+    total = sum(array.size for array in arrays)
+    if len(arrays) != 2:
+        return total
+    return max(total, len(arrays[0]) * len(arrays[1]) * arrays[0].shape[1])
 
 
 def _resample(

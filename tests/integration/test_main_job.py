@@ -83,7 +83,7 @@ def test_the_main_job_leaves_every_artifact_and_nothing_else(
     assert list(empty_home.iterdir()) == []
     assert ray_folders_of(process.pid) == []
     expected = {"config.json", "status.json", "metrics.json", "metrics.csv", "events.log"}
-    expected |= {"training.log", "model.zip", "checkpoints"}
+    expected |= {"training.log", "model.zip", "checkpoints", "tensorboard"}
     assert {path.name for path in run.iterdir()} == expected
 
     config = ExperimentConfig.model_validate_json((run / "config.json").read_text())

@@ -35,13 +35,21 @@ from retro_ml.core.artifacts.run_model import save_run_model
 from retro_ml.core.artifacts.run_writer import RunWriter, plain
 from retro_ml.core.artifacts.status import StatusWriter
 from retro_ml.core.artifacts.storage import AppendFile, ArtifactError, rewrite_lines
+from retro_ml.core.artifacts.tensorboard import TensorBoardWriter
 from retro_ml.core.artifacts.training_history import TrainingHistory
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent
 
 if TYPE_CHECKING:
     from retro_ml.core.experiments.config import ExperimentConfig
 
-__all__ = ["LogWriter", "MetricsWriter", "ModelWriter", "StatusWriter", "build_writers"]
+__all__ = [
+    "LogWriter",
+    "MetricsWriter",
+    "ModelWriter",
+    "StatusWriter",
+    "TensorBoardWriter",
+    "build_writers",
+]
 
 logger = logging.getLogger("retro_ml.artifacts")
 run_logger = logging.getLogger("retro_ml.run")
@@ -69,8 +77,13 @@ def build_writers(
         config: of the run.
         storage: what the status tells of the storage that the files are sent to.
     """
-    status = StatusWriter(config, storage)
-    return [MetricsWriter(config), LogWriter(config), ModelWriter(config), status]
+    return [
+        MetricsWriter(config),
+        LogWriter(config),
+        ModelWriter(config),
+        TensorBoardWriter(config),
+        StatusWriter(config, storage),
+    ]
 
 
 class _LinesWriter(RunWriter):

@@ -202,6 +202,32 @@ class RunLock:
         os.pwrite(self._descriptor, text.encode(), 0)
 
 
+def find_holder(path: Path) -> str | None:
+    """Who holds a run's lock, in words; None where nobody alive does. The lock is left alone.
+
+    A holder elsewhere, on another machine or in a container, counts as alive while it renews the
+    file: a look at one moment can only go by the clocks, which is enough to show a run's state.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        lease = _read_lease(descriptor)
+        age_s = time.time() - os.fstat(descriptor).st_mtime
+    except OSError:  # a pipe or a folder bears the name
+        return None
+    finally:
+        os.close(descriptor)
+    if lease is None:
+        return None
+    if lease.boot_id == _read_boot_id() and lease.host == socket.gethostname():
+        alive = read_started_ticks(lease.driver.pid) == lease.driver.started_ticks
+    else:
+        alive = age_s < LEASE_S
+    return str(lease) if alive else None
+
+
 def read_started_ticks(pid: int) -> int | None:
     """When a process of this machine started, in the system's ticks; None where there is none."""
     try:

@@ -196,14 +196,22 @@ def _build_settings() -> type[BaseSettings]:
     return create_model("Flags", __base__=BaseSettings, **definitions)
 
 
-_METAVARS = {"int": "N", "float": "X", "str": "TEXT", "datetime": "TIME"}
+_METAVARS = {
+    "int": "N",
+    "float": "X",
+    "str": "TEXT",
+    "datetime": "TIME",
+    "tuple[{wandb,mlflow},...]": "NAMES",
+}
 
 
 def _add_argument(container: Any, *names: str, **kwargs: Any) -> Any:
     """Python's words in pydantic-settings' help become the user's."""
     if kwargs.get("help") == argparse.SUPPRESS:
         return None  # a whole section as JSON: --set and --config have better faults
-    text = re.sub(r" \((default: (null|None)|default factory: .*)\)$", "", kwargs.get("help", ""))
+    text = re.sub(
+        r" \((default: (null|None|\(\))|default factory: .*)\)$", "", kwargs.get("help", "")
+    )
     text = text.replace("(default: True)", "(default: true)")
     text = text.replace("(default: False)", "(default: false)")
     kwargs["help"] = text.replace("%", "%%").replace("%%%%", "%%")

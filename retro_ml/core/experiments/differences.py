@@ -40,6 +40,11 @@ def describe_differences(stored: ExperimentConfig, given: ExperimentConfig) -> l
     return lines
 
 
+def read_fields(config: ExperimentConfig) -> dict[str, Any]:
+    """Every value of the config by its path, e.g. `ppo.clip`."""
+    return dict(_flatten(config.model_dump(mode="json")))
+
+
 def continue_config(stored: ExperimentConfig, given: ExperimentConfig) -> ExperimentConfig:
     """`stored` with what `given` may change of it.
 
@@ -57,7 +62,7 @@ def continue_config(stored: ExperimentConfig, given: ExperimentConfig) -> Experi
 
 def _read_fields(config: ExperimentConfig, *, but_derived: bool) -> dict[str, Any]:
     """Values by path; None for those reckoned from total_timesteps, where these do not count."""
-    fields = dict(_flatten(config.model_dump(mode="json")))
+    fields = read_fields(config)
     if not but_derived:
         return fields
     settings, total = config.settings, config.total_timesteps

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import importlib.util
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from retro_ml.core.experiments.fields import FrozenModel, Real, Switch
+
+TRACKERS = ("wandb", "mlflow")
+
+
+def _read_names(value: Any) -> Any:
+    """`wandb,mlflow`, alone or as items of a list, as a tuple of names."""
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        return value
+    names = [name for item in items for name in item.replace(",", " ").split()]
+    if not set(names) <= set(TRACKERS):
+        raise PydanticCustomError("fault", "wandb, mlflow, or both as wandb,mlflow")
+    return tuple(dict.fromkeys(names))
 
 
 class RunOptions(FrozenModel):
@@ -41,7 +56,24 @@ class RunOptions(FrozenModel):
         default=False,
         description="where no node has room for a trial yet, wait for an autoscaler to start one",
     )
+    track: Annotated[tuple[Literal["wandb", "mlflow"], ...], BeforeValidator(_read_names)] = Field(
+        default=(),
+        description="services that are told of the run besides its files: wandb, mlflow, or both "
+        "as wandb,mlflow; each is an extra of its own",
+    )
     progress: Literal["auto", "quiet"] = Field(
         default="auto",
         description="live on a terminal and plain lines elsewhere, or nothing at all",
     )
+
+    @field_validator("track")
+    @classmethod
+    def _check_installed(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if importlib.util.find_spec(name) is None:
+                raise PydanticCustomError(
+                    "fault",
+                    "{remedy}",
+                    {"remedy": f"{name} is not installed: pip install 'retro_ml[{name}]'"},
+                )
+        return names

@@ -93,6 +93,11 @@ class RunPaths:
         return self.experiment_dir / f"evaluation-{protocol}.json"
 
     @property
+    def tensorboard_dir(self) -> Path:
+        """Event files for TensorBoard."""
+        return self.experiment_dir / "tensorboard"
+
+    @property
     def checkpoints_dir(self) -> Path:
         """What training needs to go on."""
         return self.experiment_dir / "checkpoints"

@@ -148,6 +148,7 @@ def test_a_run_leaves_its_result_and_every_file(config: ExperimentConfig) -> Non
         "status.json",
         "metrics.json",
         "metrics.csv",
+        "tensorboard",
         "events.log",
         "training.log",
         "model.zip",

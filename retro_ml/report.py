@@ -1,0 +1,104 @@
+"""`python -m retro_ml.report`, `retro-ml report`: runs -> report.html with figures and tables.
+
+Exit codes: 0 done, 1 the report could not be written, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from retro_ml.core.experiments.command_line import UsageError
+from retro_ml.core.experiments.faults import as_line
+from retro_ml.reporting.command import Parser, print_answer, refuse
+
+_DESCRIPTION = """\
+One page, report.html, that says what was run and what came of it, and needs nothing but itself;
+beside it report/ with each figure as PNG and SVG and each table as CSV."""
+
+_EPILOG = """\
+examples:
+  retro-ml report runs/my-run
+  retro-ml report runs/ppo-s1 runs/ppo-s2 runs/ppo-s3 --output reports/ppo
+  retro-ml report runs/my-sweep
+
+Runs of one config that differ in their seed alone are taken together. `retro-ml evaluate RUN`
+beforehand puts the score of an evaluation in place of that of the last training games.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Report as `argv` says; the process's exit code."""
+    try:
+        flags = _build_parser().parse_args(sys.argv[1:] if argv is None else argv)
+        if importlib.util.find_spec("matplotlib") is None:
+            raise UsageError(
+                ["matplotlib: not installed, and it draws the figures -> pip install "
+                 "'retro_ml[report]'"]
+            )  # fmt: skip
+        folders = [Path(text) for text in flags.folders]
+        output = Path(flags.output) if flags.output else folders[0] if len(folders) == 1 else Path()
+    except UsageError as error:
+        return refuse("report", error.faults)
+    return _report(folders, output=output, flags=flags)
+
+
+def _build_parser() -> Parser:
+    parser = Parser(
+        "report",
+        usage="RUN_OR_SWEEP_DIR... [options]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        missing="RUN_OR_SWEEP_DIR: missing -> the folder of a run, or one that runs are in",
+    )
+    parser.add_argument(
+        "folders",
+        metavar="RUN_OR_SWEEP_DIR",
+        nargs="+",
+        help="the folder of a run, or one that runs are in",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="where to write (default: the folder given; of several, the current one)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.add_argument(
+        "--json", action="store_true", help="print what was made as one JSON object on stdout"
+    )
+    return parser
+
+
+def _report(folders: Sequence[Path], *, output: Path, flags: argparse.Namespace) -> int:
+    from retro_ml.core.artifacts.storage import ArtifactError
+    from retro_ml.reporting.report import NothingToReport, write_report
+
+    def notice(text: str) -> None:
+        if not flags.quiet:
+            print(text, file=sys.stderr)
+
+    try:
+        report = write_report(folders, output=output, notice=notice)
+    except NothingToReport as error:
+        return refuse("report", error.faults)
+    except ArtifactError as error:
+        text = str(error).replace("another --output-dir", "another --output")
+        print(f"error: {as_line(text)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped: the report is not complete", file=sys.stderr)
+        return 130
+    for text in report.left_out:
+        print(f"warning: left out: {as_line(text)}", file=sys.stderr)
+    made = {"page": str(report.page), "folder": str(report.folder), "runs": report.runs,
+            "left_out": list(report.left_out)}  # fmt: skip
+    print_answer(json.dumps(made) if flags.json else f"report: {report.page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

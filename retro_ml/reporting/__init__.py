@@ -1,0 +1,1 @@
+"""Runs read back from their folders: listed, compared, drawn and told in a report."""

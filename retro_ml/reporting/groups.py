@@ -1,0 +1,179 @@
+"""Runs that differ in their seed alone, taken together: curves with bands, scores with intervals.
+
+Everything over seeds counts finished runs where there are any, so that one that was stopped early
+does not pull a mean down. Intervals: 95 %, percentile bootstrap, stratified by game (Agarwal et al.
+2021, arXiv:2108.13264).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retro_ml.core.experiments.differences import NOT_COMPARED
+from retro_ml.evaluation import statistics
+from retro_ml.evaluation.statistics import Interval
+from retro_ml.reporting.run_records import RunRecord
+
+CURVE_POINTS = 200
+CURVE_REPETITIONS = 2_000
+"""Resamples of a band, which has so many points; other intervals have 50,000."""
+MAX_CURVE_RUNS = 200
+"""Runs of a group whose single curves are drawn."""
+# Who, when and where, and what watches a run without changing it.
+_NO_SETTING = NOT_COMPARED | {"experiment_id", "seed", "game_id", "preset"}
+_NO_SETTING_IN = ("checkpointing.", "evaluation.")
+_NO_RESULT = frozenset({"resources.num_cpus", "resources.num_gpus", "resources.max_failures"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """Mean over runs with its band, on `[P]` agent steps that all of them reach."""
+
+    agent_steps: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64] | None
+    high: NDArray[np.float64] | None
+
+
+@dataclass
+class Group:
+    """Runs of one game, one algorithm and one set of settings."""
+
+    game: str
+    """ROM, with the protocol where it is v5."""
+    algorithm: str
+    label: str
+    """The algorithm, and its settings where several groups share it."""
+    settings: dict[str, Any]
+    """Values by path, of those fields in which the report's runs differ."""
+    runs: list[RunRecord] = field(default_factory=list)
+
+    @property
+    def rom(self) -> str:
+        """The game's ROM."""
+        return self.runs[0].rom
+
+    @property
+    def counted(self) -> list[RunRecord]:
+        """The finished runs, or all where none is; without those that finished no game."""
+        scored = [run for run in self.runs if len(run.metrics.scores)]
+        return [run for run in scored if run.summary.state == "completed"] or scored
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether the final scores are those of evaluations: all counted runs have one alike."""
+        protocols = {run.evaluation and run.evaluation.protocol for run in self.counted}
+        return len(protocols) == 1 and None not in protocols
+
+    def run_scores(self, run: RunRecord) -> NDArray[np.float64]:
+        """`[E]` scores of the games that the run's final score is the mean of."""
+        if self.is_evaluated and run.evaluation is not None:
+            return run.evaluation.scores
+        return run.metrics.final_scores()
+
+    def final_scores(self) -> NDArray[np.float64]:
+        """`[R]`: of each counted run."""
+        return np.array([self.run_scores(run).mean() for run in self.counted], np.float64)
+
+    def score(self) -> float | None:
+        """Mean over the counted runs."""
+        scores = self.final_scores()
+        return float(scores.mean()) if len(scores) else None
+
+    @cached_property
+    def interval(self) -> Interval | None:
+        """Of the mean: over runs, or over the games of a single run."""
+        runs = self.counted
+        if not runs:
+            return None
+        scores = self.final_scores() if len(runs) > 1 else self.run_scores(runs[0])
+        return interval_of(statistics.mean, scores)
+
+    @cached_property
+    def curve(self) -> Curve | None:
+        """The learning curve; None where no game was finished."""
+        runs = self.counted
+        if not runs:
+            return None
+        begin = max(float(run.metrics.games["step"][0]) for run in runs)
+        end = min(max(run.metrics.agent_steps, run.metrics.games["step"][-1]) for run in runs)
+        if end <= begin:
+            return None
+        grid = np.linspace(begin, end, CURVE_POINTS)
+        scores = np.stack([run.metrics.score_at(grid) for run in runs])
+        low = high = None
+        if len(runs) > 1:
+            low, high = statistics.bootstrap(
+                lambda sample: sample.mean(axis=-2), scores, repetitions=CURVE_REPETITIONS
+            )
+        return Curve(agent_steps=grid, mean=scores.mean(axis=0), low=low, high=high)
+
+
+def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
+    """Groups by game, then algorithm; the best of equals first."""
+    differing = {
+        algorithm: find_differing([run for run in runs if run.config.algorithm == algorithm])
+        for algorithm in {run.config.algorithm for run in runs}
+    }
+    groups: dict[tuple[str, str, str], Group] = {}
+    for run in runs:
+        algorithm = run.config.algorithm
+        settings = {name: run.fields[name] for name in differing[algorithm]}
+        words = ", ".join(f"{_short(name)} {_show(value)}" for name, value in settings.items())
+        label = f"{algorithm}, {words}" if words else algorithm
+        game = f"{run.rom} (v5)" if run.config.game.protocol == "v5" else run.rom
+        group = groups.setdefault((game, algorithm, label), Group(game, algorithm, label, settings))
+        group.runs.append(run)
+    return sorted(groups.values(), key=_order)
+
+
+def find_differing(runs: Sequence[RunRecord]) -> list[str]:
+    """Fields of the runs' own algorithms in which they differ, that may change what they reach."""
+    if not runs:
+        return []
+    sections = {f"{run.config.algorithm.lower()}." for run in runs}
+    others = tuple({"ppo.", "a2c.", "dqn."} - sections)
+    names = [
+        name
+        for name in runs[0].fields
+        if name not in _NO_SETTING | _NO_RESULT and not name.startswith((*_NO_SETTING_IN, *others))
+    ]
+    # What an id's protocol means is told with the game.
+    by_protocol = len({run.config.game.protocol for run in runs}) > 1
+    names = [name for name in names if not (by_protocol and name.startswith("environment."))]
+    return [name for name in names if len({repr(run.fields[name]) for run in runs}) > 1]
+
+
+def interval_of(statistic: Callable[..., Any], *samples: NDArray[np.float64]) -> Interval | None:
+    """Interval of a statistic of `[R]` scores, one sample a game; None where no game has two."""
+    if not samples or all(len(sample) < 2 for sample in samples):
+        return None
+    columns = [sample[:, None] for sample in samples]
+
+    def pooled(*drawn: NDArray[np.float64]) -> Any:
+        return statistic(np.concatenate(drawn, axis=-2))
+
+    return statistics.bootstrap_interval(pooled, *columns)
+
+
+def _order(group: Group) -> tuple[Any, ...]:
+    score = group.score()
+    return (group.game, group.algorithm, -score if score is not None else float("inf"), group.label)
+
+
+def _short(name: str) -> str:
+    return name.rpartition(".")[2].replace("_", " ")
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "on", False: "off", None: "none"}[value]
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

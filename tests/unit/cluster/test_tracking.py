@@ -1,0 +1,109 @@
+"""What W&B and MLflow are told, and what their failure does."""
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from retro_ml.cluster.tracking import Tracker, describe_config, describe_result
+from retro_ml.cluster.trial_actor import trial_config
+from retro_ml.core.experiments.config import ExperimentConfig
+
+pytestmark = pytest.mark.unit
+
+
+def record(kind: str, **data: Any) -> dict[str, Any]:
+    return {"type": kind, "timestamp": "2026-01-02T03:04:05+00:00", "data": data}
+
+
+RESULT = {
+    "agent_steps": 1_024,
+    "score": 2.5,
+    "records": [
+        record("run_started", from_step=0, host="h", pid=1),
+        record("episode_finished", step=900, reward=2.0, length=40, frames=160),
+        record("episode_finished", step=950, reward=3.0, length=60, frames=240),
+        record(
+            "training_step", step=1_024, reward=2.5, iteration=7, entropy=1.25, loss=None,
+            steps_per_s=640.0,
+        ),
+        record("evaluation_finished", step=1_024, reward=9.0, games=5, scores=[9.0] * 5),
+    ],
+    "training_iteration": 1,
+    "hostname": "h",
+    "config": {"experiment": {}},
+}  # fmt: skip
+
+
+class Service:
+    """A logger callback that notes its calls, and fails when told to."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self._fails = fails
+
+    def setup(self) -> None:
+        self.calls.append(("setup",))
+
+    def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
+        self.calls.append(("result", result))
+        if self._fails:
+            raise ConnectionError("nobody answers")
+
+    def log_trial_end(self, trial: Any, failed: bool = False) -> None:
+        self.calls.append(("end", failed))
+
+
+def test_a_result_is_a_few_numbers_under_known_names() -> None:
+    assert describe_result(RESULT) == {
+        "timesteps_total": 1_024,
+        "training_iteration": 7,  # of the run, not of this attempt
+        "rollout/ep_rew_mean": 2.5,
+        "time/iterations": 7.0,
+        "time/fps": 640.0,
+        "charts/SPS": 640.0,
+        "train/entropy": 1.25,
+        "eval/mean_reward": 9.0,
+        "charts/episodic_return": 2.5,
+        "charts/episodic_length": 50.0,
+    }
+
+
+def test_the_config_has_neither_other_algorithms_nor_places() -> None:
+    config = ExperimentConfig(game_id="pong", algorithm="DQN", seed=1, total_timesteps=1_000)
+    trial = SimpleNamespace(
+        config=trial_config(config, num_cpus=1, num_gpus=0.0, restore_from="/a/folder")
+    )
+
+    described = describe_config(trial)
+
+    assert described["dqn"]["learning_rate"] == config.dqn.learning_rate
+    assert not {"ppo", "a2c", "output_dir", "restore_from"} & set(described)
+
+
+def test_a_service_that_fails_is_left_alone_and_training_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service = Service(fails=True)
+    tracker = Tracker("wandb", service)
+
+    with caplog.at_level(logging.WARNING):
+        tracker.setup()
+        for iteration in range(3):
+            tracker.on_trial_result(iteration, [], None, RESULT)
+        tracker.on_trial_complete(3, [], None)
+
+    assert [call[0] for call in service.calls] == ["setup", "result"]
+    (message,) = [r.getMessage() for r in caplog.records]
+    assert message == "wandb gets nothing more of this run: nobody answers"
+
+
+def test_how_a_trial_ends_is_told() -> None:
+    service = Service()
+    tracker = Tracker("mlflow", service)
+
+    tracker.on_trial_complete(1, [], None)
+    tracker.on_trial_error(1, [], None)
+
+    assert service.calls == [("end", False), ("end", True)]

@@ -1,0 +1,134 @@
+"""Runs taken together: what counts, curves, intervals."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retro_ml.evaluation import statistics
+from retro_ml.reporting.groups import Group, group_runs, interval_of
+from retro_ml.reporting.report_tables import aggregate_table, describe_scores, scores_table
+from retro_ml.reporting.run_folders import find_runs
+from retro_ml.reporting.run_records import load_run
+
+pytestmark = pytest.mark.unit
+
+MakeRun = Callable[..., Path]
+
+
+def groups_below(folder: Path) -> list[Group]:
+    return group_runs([load_run(paths) for paths in find_runs(folder)])
+
+
+def test_seeds_are_one_group_and_settings_are_told_apart(make_run: MakeRun, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        make_run(f"a{seed}", scores=[1, 2], seed=seed)
+        make_run(f"b{seed}", scores=[5, 9], seed=seed, ppo={"clip": 0.3})
+        make_run(f"c{seed}", scores=[1], seed=seed, algorithm="DQN", total_timesteps=200)
+
+    groups = groups_below(tmp_path)
+
+    # By game and algorithm, the best first.
+    assert [(group.label, len(group.runs)) for group in groups] == [
+        ("DQN", 2),
+        ("PPO, clip 0.3", 2),
+        ("PPO, clip 0.1", 2),
+    ]
+    assert groups[1].settings == {"ppo.clip": 0.3}
+
+
+def test_what_only_watches_a_run_makes_no_other_group(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("a", scores=[1, 2], seed=1)
+    make_run("b", scores=[1, 2], seed=2, checkpointing={"keep": 7}, evaluation={"episodes": 3})
+
+    assert len(groups_below(tmp_path)) == 1
+
+
+def test_runs_that_were_stopped_early_do_not_count_beside_finished_ones(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    make_run("a", scores=[4, 4], seed=1, total_timesteps=400)
+    make_run("b", scores=[0], seed=2, state="failed", total_timesteps=400)
+    (group,) = groups_below(tmp_path)
+    assert group.score() == 4
+
+    make_run("c", scores=[8], seed=3, state="failed", folder=tmp_path / "only")
+    (group,) = groups_below(tmp_path / "only")
+    assert group.score() == 8
+
+
+def test_evaluations_count_where_every_run_has_one(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("a", scores=[1], seed=1, evaluation=[10, 20])
+    make_run("b", scores=[3], seed=2)
+    (group,) = groups_below(tmp_path)
+    assert (group.is_evaluated, group.score()) == (False, 2)
+    assert describe_scores(group) == "the last 1 training games"
+
+    make_run("c", scores=[1], seed=1, evaluation=[10, 20], folder=tmp_path / "both")
+    make_run("d", scores=[3], seed=2, evaluation=[30], folder=tmp_path / "both")
+    (group,) = groups_below(tmp_path / "both")
+    assert (group.is_evaluated, group.score()) == (True, 22.5)
+    assert describe_scores(group) == "1 to 2 evaluation games (noop)"
+
+
+def test_the_curve_is_the_mean_over_runs_with_its_band(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("a", scores=[2, 2, 2], seed=1)
+    make_run("b", scores=[4, 4, 4], seed=2)
+    curve = groups_below(tmp_path)[0].curve
+
+    assert curve is not None
+    assert (curve.agent_steps[0], curve.agent_steps[-1]) == (100, 300)
+    assert np.allclose(curve.mean, 3)
+    assert curve.low is not None
+    assert curve.high is not None
+    # Of two runs a resample is (2, 2), (2, 4), (4, 2) or (4, 4).
+    assert np.allclose(curve.low, 2)
+    assert np.allclose(curve.high, 4)
+
+
+def test_a_run_that_finished_no_game_has_no_score(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("a", scores=[])
+    (group,) = groups_below(tmp_path)
+
+    assert (group.score(), group.interval, group.curve) == (None, None, None)
+    assert scores_table([group]).rows[0][4:] == (None,) * 7
+
+
+def test_intervals_are_stratified_by_game() -> None:
+    # Within a game the runs agree, so nothing varies however far the games lie apart.
+    interval = interval_of(statistics.mean, np.array([1.0, 1.0]), np.array([9.0, 9.0, 9.0]))
+
+    assert interval is not None
+    assert (interval.low, interval.high) == pytest.approx((5.8, 5.8))
+
+
+def test_no_interval_where_no_game_has_two_runs() -> None:
+    assert interval_of(statistics.mean, np.array([1.0]), np.array([2.0])) is None
+
+
+def test_many_games_take_no_longer_than_their_runs() -> None:
+    samples = [np.arange(5.0) for _ in range(57)]
+
+    interval = interval_of(statistics.interquartile_mean, *samples)
+
+    assert interval is not None
+    assert interval.low < 2 < interval.high
+
+
+def test_human_normalised_over_games(make_run: MakeRun, tmp_path: Path) -> None:
+    # Breakout: random 1.7, human 30.5; Pong: random -20.7, human 14.6.
+    make_run("a", scores=[30.5], seed=1)
+    make_run("b", scores=[1.7], seed=2)
+    make_run("c", scores=[14.6], seed=1, game_id="pong")
+
+    (row,) = aggregate_table(groups_below(tmp_path)).rows
+    label, games, runs, iqm, interval, mean, _, median, gap = row
+
+    assert (label, games, runs) == ("PPO", 2, 3)
+    # A quarter of three scores, rounded down, is none: the IQM is the mean of 1, 0 and 1.
+    assert iqm == pytest.approx(2 / 3)
+    assert mean == pytest.approx(2 / 3)
+    assert median == pytest.approx((0.5 + 1) / 2)
+    assert gap == pytest.approx(1 / 3)
+    assert interval.low == pytest.approx(1 / 3)
