@@ -14,6 +14,7 @@ from retro_ml.core.experiments.faults import nearest_names
 COMMANDS = {
     "run": ("retro_ml.run", "train an agent on an Atari game"),
     "evaluate": ("retro_ml.evaluate", "play whole games with a trained agent and score it"),
+    "k8s": ("retro_ml.k8s", "write a run's manifests for KubeRay: retro-ml k8s render"),
 }
 
 
