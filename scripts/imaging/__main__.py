@@ -44,9 +44,9 @@ def main() -> int:
 
 
 def leave_hybrid_cgroups() -> None:
-    """crun refuses a machine with both kinds of cgroups; containers do without, as seen from here.
+    """Take cgroups out of this process's sight: crun refuses a machine with both kinds of them.
 
-    The process is in a mount namespace of its own, so nobody else sees it.
+    Its mount namespace is its own, so nothing changes for others.
     """
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
     if not Path("/sys/fs/cgroup/unified").is_dir():
