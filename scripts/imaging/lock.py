@@ -1,4 +1,4 @@
-"""`scripts/lock_requirements`: docker/requirements/*.txt anew, from pyproject.toml.
+"""`scripts/lock_requirements`: docker/requirements/*.txt and the licences, from pyproject.toml.
 
 One file a package and one hash, those that pip takes on this machine's kind (CPython 3.11, Linux,
 x86-64), so that a change of one version is a change of one line. PyTorch stands apart, because its
@@ -14,12 +14,26 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docker/requirements"
+LICENCES = ROOT / "docs/third-party-licences.md"
+# What packages say in other words, or, where they say nothing, what their repositories do.
+SPDX = {
+    "3-Clause BSD License": "BSD-3-Clause",
+    "Apache 2.0": "Apache-2.0",
+    "Apache License, Version 2.0": "Apache-2.0",
+    "Apache Software License": "Apache-2.0",
+    "BSD": "BSD-3-Clause",
+    "BSD License": "BSD-3-Clause",
+    "MIT License": "MIT",
+    "NVIDIA Proprietary Software": "LicenseRef-NVIDIA-Proprietary",
+    "cuda-toolkit": "LicenseRef-NVIDIA-Proprietary",
+}
 HEADS = {
     "runtime": "what retro_ml needs but for PyTorch",
     "torch-cpu": "PyTorch's CPU build and what it alone needs",
@@ -48,6 +62,9 @@ def main() -> int:
     _write("torch-cpu", {name: cpu[name] for name in torch_only if name in cpu})
     _write("torch-cuda", {name: cuda[name] for name in torch_only if name in cuda})
     _write("build", build)
+    everywhere = {name for name in cpu if name not in torch_only} | {"torch"}
+    _write_licences("packages", everywhere)
+    _write_licences("cuda", cuda.keys() - everywhere)
     return 0
 
 
@@ -77,13 +94,41 @@ def _resolve(pip: list[str], wanted: list[str], *, only_pypi: bool = False) -> d
     return dict(sorted(_lock_line(item) for item in json.loads(report)["install"]))
 
 
+_licences: dict[str, str] = {}
+
+
 def _lock_line(item: dict[str, Any]) -> tuple[str, str]:
     name = item["metadata"]["name"].lower().replace("_", "-").replace(".", "-")
+    _licences[name] = _read_licence(name, item["metadata"])
     link = item["download_info"]
     sha256 = link["archive_info"].get("hashes", {}).get("sha256")
     if sha256 is None:
         sha256 = hashlib.sha256(Path(unquote(urlparse(link["url"]).path)).read_bytes()).hexdigest()
     return name, f"{name}=={item['metadata']['version']} --hash=sha256:{sha256}"
+
+
+def _read_licence(name: str, metadata: dict[str, Any]) -> str:
+    """In SPDX's terms, as far as a package says it."""
+    kinds = [text.rpartition(" :: ")[2] for text in metadata.get("classifier", [])
+             if text.startswith("License :: ")]  # fmt: skip
+    text = (metadata.get("license") or "").strip()
+    short = text if len(text) < 40 and "\n" not in text else ""
+    said = metadata.get("license_expression") or short or "; ".join(kinds) or name
+    return SPDX.get(said, said)
+
+
+def _write_licences(mark: str, names: Iterable[str]) -> None:
+    """The table between two comments of docs/third-party-licences.md."""
+    by_licence: dict[str, list[str]] = {}
+    for name in sorted(names):
+        by_licence.setdefault(_licences[name], []).append(name)
+    lines = ["| Licence | Packages |", "|---|---|"]
+    for licence, members in sorted(by_licence.items(), key=lambda pair: (-len(pair[1]), pair[0])):
+        lines.append(f"| {licence} | {', '.join(members)} |")
+    text = LICENCES.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(f"<!-- {mark} -->\n")
+    _, end, after = rest.partition(f"<!-- end of {mark} -->")
+    LICENCES.write_text("\n".join([before + begin + "\n".join(lines), end + after]), "utf-8")
 
 
 def _resolve_shared(cpu: dict[str, str], cuda: dict[str, str]) -> list[str]:

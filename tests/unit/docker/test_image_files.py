@@ -196,6 +196,7 @@ def load(name: str) -> ModuleType:
     [
         ("/opt/retro-ml/bin/python /opt/retro-ml/bin/retro-ml run --config x", True),
         ("python -m retro_ml.run --game-id pong", True),
+        ("/opt/retro-ml/bin/python -P -m retro_ml.run --game-id pong", True),
         ("retro-ml sweep spec.yaml", True),
         ("retro-ml evaluate runs/x", False),
         ("bash -c retro-ml run --config x", False),
@@ -272,3 +273,11 @@ def test_services_are_known_to_compose() -> None:
     services: dict[str, Any] = COMPOSE["services"]
     for service in services.values():
         assert service.keys() <= known
+
+
+def test_every_package_in_the_image_is_in_the_list_of_licences() -> None:
+    text = (ROOT / "docs/third-party-licences.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[2] for line in text.splitlines() if line.startswith("| ")]
+    listed = {name.strip() for row in rows for name in row.split(",")} - {"Packages"}
+    there = {**locked("runtime"), **locked("torch-cpu"), **locked("torch-cuda")}
+    assert there.keys() == listed
