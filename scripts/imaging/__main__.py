@@ -68,7 +68,8 @@ def try_out(folder: Path, env: dict[str, str], *, planted: dict[str, str]) -> No
     trial.check("SIGTERM", trial.ends_by_sigterm)
     trial.check("docker stop", trial.ends_by_docker_stop)
     trial.check("SIGKILL", trial.resumes_after_kill)
-    trial.check("Ray node", trial.node_lives_and_ends)
+    trial.check("node with a job", trial.node_ends_with_a_checkpoint)
+    trial.check("next cluster", trial.next_cluster_goes_on)
     trial.secrets |= {f"builder's {name}": value for name, value in planted.items()}
     archive = folder / "image.tar"
     archive.unlink(missing_ok=True)

@@ -32,7 +32,9 @@ SPDX = {
     "BSD License": "BSD-3-Clause",
     "MIT License": "MIT",
     "NVIDIA Proprietary Software": "LicenseRef-NVIDIA-Proprietary",
+    # By their names.
     "cuda-toolkit": "LicenseRef-NVIDIA-Proprietary",
+    "pyasn1-modules": "BSD-2-Clause",
 }
 HEADS = {
     "runtime": "what retro_ml needs but for PyTorch",
@@ -114,7 +116,7 @@ def _read_licence(name: str, metadata: dict[str, Any]) -> str:
     text = (metadata.get("license") or "").strip()
     short = text if len(text) < 40 and "\n" not in text else ""
     said = metadata.get("license_expression") or short or "; ".join(kinds) or name
-    return SPDX.get(said, said)
+    return SPDX.get(name, SPDX.get(said, said))
 
 
 def _write_licences(mark: str, names: Iterable[str]) -> None:

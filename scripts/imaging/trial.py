@@ -9,7 +9,8 @@ import shutil
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,14 @@ class Trial:
         return f"user {USER}, no capabilities, no new privileges, seccomp, no build tools"
 
     def serves_help(self) -> str:
-        """The command without arguments."""
+        """The command without arguments, and what is packed with it."""
         done = self._run([], [])
         if "retro-ml COMMAND" not in done.stdout:
             raise Failed(done.stdout + done.stderr)
-        return "prints its usage"
+        rendered = self._run([], ["retro-ml", "k8s", "render", "--game-id", "pong"])
+        expect(rendered.returncode, 0, rendered.stderr)
+        expect("kind: RayJob" in rendered.stdout, True)
+        return "prints its usage, renders manifests"
 
     # What it does.
 
@@ -129,31 +133,28 @@ class Trial:
         expect(process.wait(timeout=LIMIT_S), 143)
         return f'exit 137, then "{line.strip()}"'
 
-    def node_lives_and_ends(self) -> str:
-        """A head: healthy, with a token, gone in order."""
-        token = secrets.token_hex(32)
-        where = ["--env", "RAY_AUTH_MODE=token", "--env", f"RAY_AUTH_TOKEN={token}"]
-        call = ["ray-node", "--head", "--num-cpus=0", "--node-ip-address=127.0.0.1"]
-        call += ["--object-store-memory=100000000", "--disable-usage-stats"]
-        process = self._launch("node", where, call)
-        try:
-            for _ in range(120):
-                if self._podman("exec", "node", "healthcheck", check=False).returncode == 0:
-                    break
-                if process.poll() is not None:
-                    raise Failed((self.folder / "node.txt").read_text())
-                time.sleep(1)
-            else:
-                raise Failed("never healthy:\n" + (self.folder / "node.txt").read_text())
+    def node_ends_with_a_checkpoint(self) -> str:
+        """As a head pod: healthy, a job submitted to it, stopped in the middle of the job."""
+        with self._node("node-1"):
+            self._submit("node-1", "--no-wait")
+            run = self.folder / "runs/submitted"
+            wait_until(lambda: newest_checkpoint(run) > 0, "no checkpoint")
             began_s = time.monotonic()
-            self._podman("stop", "--time", "60", "node")
-            code = process.wait(timeout=LIMIT_S)
-        finally:
-            self._podman("rm", "--force", "node", check=False)
-        text = (self.folder / "node.txt").read_text()
-        if "end-node: stopping Ray" not in text or code == 137:
-            raise Failed(f"exit {code}:\n{text}")
-        return f"healthy, stopped in {time.monotonic() - began_s:.0f} s, exit {code}"
+            self._podman("stop", "--time", "120", "node-1")
+            took_s = time.monotonic() - began_s
+            wait_for_line(self.folder / "node-1.txt", "end-node: stopping Ray")
+        if took_s > 110:
+            raise Failed(f"{took_s:.0f} s, so it was killed")
+        expect(read_status(run)["state"], "interrupted")
+        return f"healthy; stopped in {took_s:.0f} s, {describe_checkpoint(run)}"
+
+    def next_cluster_goes_on(self) -> str:
+        """The same entrypoint in a new Ray, as KubeRay's retry makes one."""
+        with self._node("node-2"):
+            done = self._submit("node-2", extra=["--max-hours", "0.001"])
+            expect(done.returncode, 0, done.stdout.decode())
+        lines = done.stdout.decode().splitlines()
+        return next(line.strip() for line in lines if "going on from" in line)
 
     # What is in its layers.
 
@@ -200,6 +201,34 @@ class Trial:
             time.sleep(0.2)
         return run, process
 
+    @contextmanager
+    def _node(self, name: str) -> Iterator[None]:
+        """A head with CPUs of its own, in a network of its own, that says it is healthy."""
+        token = secrets.token_hex(32)
+        where = ["--env", "RAY_AUTH_MODE=token", "--env", f"RAY_AUTH_TOKEN={token}"]
+        call = ["ray-node", "--head", "--num-cpus=2", "--node-ip-address=127.0.0.1"]
+        call += ["--object-store-memory=100000000"]
+        process = self._launch(name, where, call)
+
+        def is_healthy() -> bool:
+            if process.poll() is not None:
+                raise Failed((self.folder / f"{name}.txt").read_text())
+            return self._podman("exec", name, "healthcheck", check=False).returncode == 0
+
+        try:
+            wait_until(is_healthy, "the node is never healthy")
+            yield
+        finally:
+            self._podman("rm", "--force", name, check=False)
+            process.wait(timeout=LIMIT_S)
+
+    def _submit(
+        self, node: str, *options: str, extra: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess[bytes]:
+        call = ["exec", node, "ray", "job", "submit", "--address", "http://127.0.0.1:8265"]
+        call += [*options, "--", *TRAIN, "--experiment-id", "submitted", *LONG, *extra]
+        return self._podman(*call, check=False)
+
     def _launch(
         self, name: str, options: Sequence[str], call: Sequence[str]
     ) -> subprocess.Popen[bytes]:
@@ -231,6 +260,15 @@ class Trial:
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         expect(done.returncode, 0, done.stderr)
         return done.stdout
+
+
+def wait_until(happened: Callable[[], bool], what: str) -> None:
+    """Raises: Failed after a while."""
+    end_s = time.monotonic() + LIMIT_S
+    while not happened():
+        if time.monotonic() > end_s:
+            raise Failed(what)
+        time.sleep(0.5)
 
 
 def plant_secrets() -> dict[str, str]:
@@ -285,13 +323,15 @@ def read_status(run: Path) -> dict[str, Any]:
 
 def wait_for_line(path: Path, words: str) -> str:
     """The first line with `words`. Raises: Failed after a while."""
-    end_s = time.monotonic() + LIMIT_S
-    while time.monotonic() < end_s:
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            if words in line:
-                return line
-        time.sleep(0.2)
-    raise Failed(f"no line with {words!r}:\n{path.read_text(encoding='utf-8')}")
+    found: list[str] = []
+
+    def has_line() -> bool:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        found[:] = [line for line in lines if words in line]
+        return bool(found)
+
+    wait_until(has_line, f"no line with {words!r} in {path}")
+    return found[0]
 
 
 def expect(seen: object, wanted: object, more: str = "") -> None:
