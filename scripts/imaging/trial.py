@@ -18,7 +18,7 @@ from typing import Any
 from imaging.build import IMAGE
 
 USER = 10001
-LIMIT_S = 300.0
+LIMIT_S = 900.0
 HARDENED = [
     "--cgroups=disabled", "--no-healthcheck", "--ulimit", "nofile=16384:16384",
     "--ulimit", "nproc=32768:32768", "--network", "none", "--read-only", "--tmpfs", "/tmp",

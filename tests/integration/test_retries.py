@@ -24,7 +24,7 @@ from retro_ml.deploy.kustomize import manifests_folder, render
 from retro_ml.deploy.run_manifests import render_run
 
 pytestmark = pytest.mark.integration
-TIMEOUT_S = 240.0
+TIMEOUT_S = 300.0
 LENGTH, EVERY = 5_200, 1_040
 
 

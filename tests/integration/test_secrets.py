@@ -48,7 +48,7 @@ def test_nothing_that_a_run_leaves_has_a_secret(tmp_path: Path) -> None:
         env={**env, **planted, "HOME": str(tmp_path / "home"), "RAY_USAGE_STATS_ENABLED": "0"},
         check=False,
         capture_output=True,
-        timeout=240,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr.decode()
     kept = contents(tmp_path) | {"stdout": done.stdout, "stderr": done.stderr}

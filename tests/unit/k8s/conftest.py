@@ -2,7 +2,6 @@
 
 import copy
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,28 +56,20 @@ WAYS = [
 ]
 
 
-@pytest.fixture(params=WAYS)
-def manifests(request: pytest.FixtureRequest, tmp_path: Path) -> list[Manifest]:
-    """All manifests, in each of the ways to come by them."""
+@pytest.fixture(scope="session", params=WAYS)
+def manifests(request: pytest.FixtureRequest, tmp_path_factory: Any) -> list[Manifest]:
+    """All manifests, in each of the ways to come by them. Nobody changes them."""
     kind, name, *storage = request.param.split(maxsplit=2)
     if kind == "overlay":
         return render(manifests_folder() / "overlays" / name)
     if kind == "composed":
-        return render(compose(tmp_path / name, COMPOSED[name]))
+        return render(compose(tmp_path_factory.mktemp("composed") / name, COMPOSED[name]))
     return rendered_run(name, **({"output_dir": "s3://bucket/runs"} if storage else {}))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pods(manifests: list[Manifest]) -> list[Manifest]:
     return [pod for manifest in manifests for pod in pods_of(manifest)]
-
-
-@pytest.fixture(scope="session")
-def of_kind() -> Callable[[list[Manifest], str], list[Manifest]]:
-    def select(manifests: list[Manifest], kind: str) -> list[Manifest]:
-        return [manifest for manifest in manifests if manifest["kind"] == kind]
-
-    return select
 
 
 def pods_of(manifest: Manifest) -> list[Manifest]:
