@@ -4,6 +4,7 @@ experiment id in a new Ray cluster, of which nothing but the storage is left to 
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -36,23 +37,19 @@ class Attempt:
         self.family = ProcessFamily(marker)
         self.port = free_port()
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        self.scratch = Path(f"/tmp/r{marker[:8]}")  # Ray's sockets take a short path
         self.env |= {
             MARKER: marker,
             "HOME": str(folder),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ADDRESS": f"127.0.0.1:{self.port}",  # KubeRay sets it in every pod
         }
         self.output = folder / f"attempt-{marker}.txt"
-        # Ray's sockets take a short path.
         call = ["ray", "start", "--head", "--block", f"--port={self.port}", "--num-cpus=2"]
         call += ["--node-ip-address=127.0.0.1", "--include-dashboard=false"]
-        call += ["--object-store-memory=100000000", f"--temp-dir=/tmp/r{marker[:8]}"]
-        self.head = self._start(
-            [str(Path(sys.executable).parent / call[0]), *call[1:]],
-            {**self.env, "RAY_ADDRESS": ""},
-        )
+        call += ["--object-store-memory=100000000", f"--temp-dir={self.scratch}"]
+        self.head = self._start([str(Path(sys.executable).parent / call[0]), *call[1:]])
         end_s = time.monotonic() + TIMEOUT_S
         while not answers(self.port):
             assert self.head.poll() is None, self.output.read_text()
@@ -62,12 +59,18 @@ class Attempt:
     def drive(self, entrypoint: str) -> subprocess.Popen[bytes]:
         words = entrypoint.split()
         assert words[:2] == ["retro-ml", "run"]
-        return self._start([sys.executable, "-m", "retro_ml.run", *words[2:]], self.env)
+        # KubeRay sets the address in every pod.
+        address = {"RAY_ADDRESS": f"127.0.0.1:{self.port}"}
+        return self._start([sys.executable, "-m", "retro_ml.run", *words[2:]], **address)
 
-    def _start(self, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+    def _start(self, command: list[str], **more: str) -> subprocess.Popen[bytes]:
         with self.output.open("ab") as file:
             return subprocess.Popen(
-                command, env=env, stdout=file, stderr=file, start_new_session=True
+                command,
+                env={**self.env, **more},
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
             )
 
 
@@ -77,6 +80,7 @@ def attempts(tmp_path: Path) -> Iterator[list[Attempt]]:
     yield made
     for attempt in made:
         attempt.family.kill()
+        shutil.rmtree(attempt.scratch, ignore_errors=True)
 
 
 def free_port() -> int:
