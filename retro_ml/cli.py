@@ -22,6 +22,7 @@ COMMANDS = {
     "list": ("retro_ml.list", "show the experiments under a folder"),
     "compare": ("retro_ml.compare", "show what differs between runs, and in what they reached"),
     "report": ("retro_ml.report", "tell what came of a run, or of many, in one page"),
+    "k8s": ("retro_ml.k8s", "write a run's manifests for KubeRay: retro-ml k8s render"),
 }
 
 

@@ -1,0 +1,1 @@
+"""The container image: its locked requirements, its build and its trial."""

@@ -1,0 +1,283 @@
+"""docker/: what the Dockerfile, the locked requirements and compose.yaml promise, as far as it can
+be seen without building."""
+
+import fnmatch
+import importlib.machinery
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import entry_points
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[3]
+DOCKER = ROOT / "docker"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+DOCKERFILE = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
+BUILD, FINAL = re.split(r"^FROM .* AS build$", DOCKERFILE, flags=re.MULTILINE)[1].split(
+    "FROM ${BASE_IMAGE}\n"
+)
+COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
+LINE = re.compile(r"(?P<name>[a-z0-9-]+)==(?P<version>[^ ]+) --hash=sha256:[0-9a-f]{64}")
+RELOCK = "run scripts/lock_requirements"
+
+
+def locked(name: str) -> dict[str, Version]:
+    path = DOCKER / "requirements" / f"{name}.txt"
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    matches = [LINE.fullmatch(line) for line in lines]
+    assert all(matches), f"{path.name} has lines without a version or hash -> {RELOCK}"
+    return {match["name"]: Version(match["version"]) for match in matches if match}
+
+
+def wanted() -> list[Requirement]:
+    lines = (DOCKER / "requirements/image.in").read_text().splitlines()
+    extra = [text for line in lines if (text := line.partition("#")[0].strip())]
+    return [Requirement(text) for text in [*PROJECT["project"]["dependencies"], *extra]]
+
+
+@pytest.mark.parametrize("torch", ["torch-cpu", "torch-cuda"])
+def test_the_locked_requirements_fit_the_project(torch: str) -> None:
+    both = {**locked("runtime"), **locked(torch)}
+    for requirement in wanted():
+        name = canonicalize_name(requirement.name)
+        assert name in both, f"{name} is not locked -> {RELOCK}"
+        assert both[name] in requirement.specifier, f"{requirement} -> {RELOCK}"
+
+
+def test_both_builds_of_pytorch_are_one_release() -> None:
+    cpu, cuda = locked("torch-cpu")["torch"], locked("torch-cuda")["torch"]
+    assert (cpu.local, cuda.local) == ("cpu", None)
+    assert cpu.public == cuda.public
+    assert not [name for name in locked("torch-cpu") if name.startswith(("nvidia", "cuda"))]
+
+
+def test_the_wheel_is_made_by_the_build_system_of_the_project() -> None:
+    build = locked("build")
+    for requirement in map(Requirement, PROJECT["build-system"]["requires"]):
+        assert build[canonicalize_name(requirement.name)] in requirement.specifier, RELOCK
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin"
+    hadolint = shutil.which("hadolint", path=path)
+    if hadolint is None:
+        pytest.skip("hadolint is not installed")
+    command = [hadolint, "--failure-threshold", "style", str(DOCKER / "Dockerfile")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_image_runs_as_a_number_behind_an_init() -> None:
+    assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", FINAL, flags=re.MULTILINE)
+    assert 'ENTRYPOINT ["tini", "--"]' in FINAL
+    assert "HEALTHCHECK" in FINAL
+    assert FINAL.index("USER ") > FINAL.index("RUN ")
+
+
+def test_nothing_is_installed_in_the_final_stage() -> None:
+    assert "apt-get" not in FINAL
+    assert " install --require" not in FINAL
+    for command in re.findall(r"^RUN (.*(?:\\\n.*)*)", FINAL, flags=re.MULTILINE):
+        assert "pip" not in command
+
+
+def test_packages_come_by_their_hash_or_from_here() -> None:
+    for call in re.findall(r"pip[^\n]* install [^&]*", BUILD.replace("\\\n", " ")):
+        assert "--require-hashes" in call or "--no-index" in call
+
+
+def test_no_index_is_named_by_default() -> None:
+    assert "ARG TORCH_INDEX=\n" in DOCKERFILE
+    files = [*DOCKER.rglob("*"), *(ROOT / "k8s").rglob("*")]
+    texts = [path.read_text(encoding="utf-8") for path in files if path.is_file()]
+    for text in texts:
+        assert not re.search(r"https?://(?!head:|127\.0\.0\.1)", text)
+
+
+def test_only_what_is_copied_leaves_the_checkout() -> None:
+    rules = [
+        line
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert rules[0] == "*"
+    allowed = {rule[1:] for rule in rules if rule.startswith("!")}
+    sources = set()
+    for line in re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE, flags=re.MULTILINE):
+        sources.update(line.split()[:-1])
+    assert sources == allowed
+    for source in sources:
+        assert (ROOT / source).exists()
+    for name in (".env", "docker/.env", ".git", "runs", ".venv"):
+        assert not any(fnmatch.fnmatch(name, pattern) for pattern in allowed)
+
+
+def test_the_version_is_the_projects() -> None:
+    version = PROJECT["project"]["version"]
+    assert f"ARG VERSION={version}\n" in FINAL
+    for name in ("head", "worker", "train"):
+        assert COMPOSE["services"][name]["image"] == f"retro-ml:{version}"
+
+
+# compose.yaml: there is no Docker engine among the tests' needs, so nothing of it runs.
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_a_service_may_do_nothing_that_it_need_not(name: str) -> None:
+    service = COMPOSE["services"][name]
+    assert service["user"] == re.search(r"^USER (.*)$", FINAL, flags=re.MULTILINE)[1]  # type: ignore[index]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "privileged" not in service
+    assert service["environment"]["RAY_AUTH_MODE"] == "token"
+    assert service["environment"]["RAY_AUTH_TOKEN"].startswith("${RAY_AUTH_TOKEN:?")
+    assert {path.split(":")[0] for path in service["tmpfs"]} == {"/tmp", "/home/retro"}
+    assert service["mem_limit"]
+
+
+def test_nothing_is_published_beyond_loopback() -> None:
+    ports = [port for service in COMPOSE["services"].values() for port in service.get("ports", [])]
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+    assert not [service for service in COMPOSE["services"].values() if "network_mode" in service]
+
+
+def test_every_service_runs_a_command_that_the_image_has() -> None:
+    scripts = {script.name for script in entry_points(group="console_scripts")}
+    there = scripts | {path.name for path in (DOCKER / "bin").iterdir()} | {"tini"}
+    for service in COMPOSE["services"].values():
+        words = [*service.get("entrypoint", []), *service["command"]]
+        commands = [words[0], *(after for word, after in pairwise(words) if word == "--")]
+        for command in commands:
+            assert command in there or command.startswith("--")
+    assert {"ray", "retro-ml"} <= scripts
+
+
+def test_training_waits_for_a_cluster_and_stops_in_time() -> None:
+    services = COMPOSE["services"]
+    for name in ("head", "worker"):
+        assert services["train"]["depends_on"][name] == {"condition": "service_healthy"}
+        assert services[name]["stop_grace_period"] == "120s"
+        assert services[name]["volumes"] == ["runs:/runs"]
+    assert services["train"]["profiles"]
+
+
+# docker/bin/.
+
+
+def load(name: str) -> ModuleType:
+    loader = importlib.machinery.SourceFileLoader(
+        name.replace("-", "_"), str(DOCKER / "bin" / name)
+    )
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("command", "trains"),
+    [
+        ("/opt/retro-ml/bin/python /opt/retro-ml/bin/retro-ml run --config x", True),
+        ("python -m retro_ml.run --game-id pong", True),
+        ("/opt/retro-ml/bin/python -P -m retro_ml.run --game-id pong", True),
+        ("retro-ml sweep spec.yaml", True),
+        ("retro-ml evaluate runs/x", False),
+        ("bash -c retro-ml run --config x", False),
+        ("ray job submit -- retro-ml run", False),
+        ("python -m retro_ml.evaluate retro_ml.run", False),
+        ("tail -f retro-ml run", False),
+    ],
+)
+def test_runs_are_told_from_other_processes(command: str, trains: bool) -> None:
+    assert load("end-node").is_driver(command.split()) is trains
+
+
+def test_a_node_ends_after_its_runs(tmp_path: Path) -> None:
+    """A stand-in for a run takes SIGTERM and half a second; `ray stop` comes after its end."""
+    program = "import signal, sys, time\n"
+    program += f"done = open({str(tmp_path / 'order')!r}, 'a')\n"
+    program += "def end(*_):\n    time.sleep(0.5)\n    print('run', file=done)\n    sys.exit(143)\n"
+    program += "signal.signal(signal.SIGTERM, end)\nprint('on', flush=True)\ntime.sleep(60)\n"
+    script = tmp_path / "retro-ml"
+    script.write_text(program)
+    ray = tmp_path / "ray"
+    ray.write_text(f"#!/bin/sh\necho ray $1 >> {tmp_path / 'order'}\n")
+    ray.chmod(0o755)
+    run = subprocess.Popen([sys.executable, str(script), "run"], stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    assert run.stdout.readline() == "on\n"
+    only_ours = (
+        f"import runpy, sys\nsys.argv = ['end-node', '30']\n"
+        f"module = runpy.run_path({str(DOCKER / 'bin/end-node')!r})\n"
+        f"module['main'].__globals__['read_processes'] = lambda: [\n"
+        f"    ({run.pid}, ['python', {str(script)!r}, 'run'])\n"
+        f"    for _ in [0] if open('/proc/{run.pid}/stat').read().split()[2] != 'Z']\n"
+        f"sys.exit(module['main']())\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", only_ours],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        check=False,
+        timeout=60,
+    )
+    assert ended.returncode == 0
+    assert run.wait(timeout=30) == 143
+    assert (tmp_path / "order").read_text() == "run\nray stop\n"
+
+
+def test_a_container_without_a_node_is_healthy_as_long_as_it_lives() -> None:
+    healthcheck = load("healthcheck")
+    healthcheck.is_node = lambda: False
+    assert healthcheck.main() == 0
+
+
+def test_a_node_that_does_not_answer_is_not_healthy() -> None:
+    healthcheck = load("healthcheck")
+    healthcheck.is_node = lambda: True
+    healthcheck.NODE = "http://127.0.0.1:9/api/local_raylet_healthz"
+    assert healthcheck.main() == 1
+
+
+@pytest.mark.parametrize("name", ["ray-node"])
+def test_scripts_are_valid_bash(name: str) -> None:
+    subprocess.run(["bash", "-n", str(DOCKER / "bin" / name)], check=True)
+
+
+def test_scripts_may_be_executed() -> None:
+    for path in (DOCKER / "bin").iterdir():
+        assert path.stat().st_mode & 0o111 == 0o111
+
+
+def test_services_are_known_to_compose() -> None:
+    """Keys that a service of the Compose specification has; a mistyped one would be refused."""
+    known = {"image", "user", "read_only", "cap_drop", "security_opt", "tmpfs", "environment",
+             "networks", "build", "command", "ports", "volumes", "shm_size", "stop_grace_period",
+             "mem_limit", "depends_on", "cpus", "profiles", "entrypoint"}  # fmt: skip
+    services: dict[str, Any] = COMPOSE["services"]
+    for service in services.values():
+        assert service.keys() <= known
+
+
+def test_every_package_in_the_image_is_in_the_list_of_licences() -> None:
+    text = (ROOT / "docs/third-party-licences.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[2] for line in text.splitlines() if line.startswith("| ")]
+    listed = {name.strip() for row in rows for name in row.split(",")} - {"Packages"}
+    there = {**locked("runtime"), **locked("torch-cpu"), **locked("torch-cuda")}
+    assert there.keys() == listed
