@@ -290,6 +290,7 @@ class SweepCallback(Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A failed trial is tried again."""
+        self._stopper.ends.pop(trial.trial_id, None)
         logger.warning("%s failed and is tried again: %s", trial.trial_id, explain(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
