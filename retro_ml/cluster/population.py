@@ -12,13 +12,13 @@ each update from the config (`rllib.learner`).
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pyarrow.fs import LocalFileSystem
 from pydantic import ValidationError
 from ray import tune
 from ray.tune import Checkpoint
@@ -37,7 +37,7 @@ from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.distributions import Distribution
 from retro_ml.core.experiments.sweep_trials import apply_values, read_value
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent
-from retro_ml.rllib.names import AGENT_STEPS, POINTER_FILE, SCORE
+from retro_ml.rllib.names import AGENT_STEPS, SCORE
 
 logger = logging.getLogger("retro_ml.cluster")
 FACTORS = (1.2, 0.8)
@@ -117,7 +117,7 @@ class Population(PopulationBasedTraining):
             return
         super()._exploit(tune_controller, trial, trial_to_clone)
         latest = trial.run_metadata.checkpoint_manager._latest_checkpoint_result
-        latest.checkpoint = _point_to(adopted, trial, checkpoint)
+        latest.checkpoint = Checkpoint(str(adopted.path), filesystem=LocalFileSystem())
         now = ExperimentConfig.model_validate(trial.config[EXPERIMENT])
         data = {
             "step": adopted.agent_steps,
@@ -152,16 +152,6 @@ def _adopt(source: Path, donor: ExperimentConfig, own: ExperimentConfig) -> Chec
             return None
     logger.warning("%s has no whole checkpoint to go on from", donor.experiment_id)
     return None
-
-
-def _point_to(adopted: CheckpointFolder, trial: Any, beside: Checkpoint) -> Checkpoint:
-    """Tune's kind of checkpoint, a note of where the run's own one lies."""
-    folder = f"{trial.storage.trial_fs_path}/adopted_{adopted.agent_steps}"
-    beside.filesystem.create_dir(folder, recursive=True)
-    note = {"path": str(adopted.path), "agent_steps": adopted.agent_steps}
-    with beside.filesystem.open_output_stream(f"{folder}/{POINTER_FILE}") as file:
-        file.write(json.dumps(note).encode())
-    return Checkpoint(folder, filesystem=beside.filesystem)
 
 
 def _mutations(drawn: dict[str, Distribution]) -> dict[str, Any]:
