@@ -41,7 +41,7 @@ from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.sweep_config import SweepConfig
 from retro_ml.core.machine import count_free_memory
 from retro_ml.core.metrics.event_bus import MetricEvent
-from retro_ml.rllib.names import AGENT_STEPS, SCORE
+from retro_ml.rllib.names import AGENT_STEPS, RECORDS, SCORE
 
 logger = logging.getLogger("retro_ml.cluster")
 NO_SNAPSHOTS_S = "1e9"
@@ -306,12 +306,13 @@ class SweepCallback(Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Publishes what the scheduler did; its records are out, and Tune need not keep them."""
-        result.pop("records", None)
+        result.pop(RECORDS, None)
         if isinstance(self._scheduler, PbtByPopulation):
             self._scheduler.publish_told()
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A failed trial is tried again."""
+        self._stopper.ends.pop(trial.trial_id, None)
         logger.warning("%s failed and is tried again: %s", trial.trial_id, explain(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
