@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -116,10 +117,8 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Serve
     s3_server.client().create_bucket(Bucket="runs")
     yield s3_server
     s3_server.fault = None
-    client = s3_server.client()
-    for key in [item["Key"] for item in client.list_objects_v2(Bucket="runs").get("Contents", ())]:
-        client.delete_object(Bucket="runs", Key=key)
-    client.delete_bucket(Bucket="runs")
+    reset = f"{s3_server.environment['AWS_ENDPOINT_URL']}/moto-api/reset"
+    urllib.request.urlopen(urllib.request.Request(reset, method="POST")).close()
 
 
 @pytest.fixture

@@ -219,7 +219,7 @@ class RunStorage:
             "missing": list(delivery.missing),
             "error": delivery.error,
         }
-        with suppress(ArtifactError, ValueError):  # told by the writers already
+        with suppress(ArtifactError, OSError, ValueError):  # told by the writers already
             note_storage(self._paths.status_path, told)
 
 
