@@ -87,7 +87,7 @@ def test_a_run_whose_machine_is_lost_goes_on_bit_for_bit_from_storage(
 
     lost = start(algorithm, URI, staging=tmp_path / "lost")
     manifest = f"lab/x/checkpoints/step-{int(every)}/manifest.json"
-    eventually(lambda: lost.poll() is not None or manifest in s3.objects("runs"))
+    eventually(lambda: lost.poll() is not None or manifest in s3.keys("runs"))
     os.kill(lost.pid, signal.SIGKILL)
     lost.communicate(timeout=TIMEOUT_S)
 
@@ -119,7 +119,7 @@ def test_training_outlives_its_storage_and_the_same_command_sends_the_rest(
     s3: Any, tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
     process = start("A2C", URI, staging=tmp_path)
-    eventually(lambda: any(key.endswith("manifest.json") for key in s3.objects("runs")))
+    eventually(lambda: any(key.endswith("manifest.json") for key in s3.keys("runs")))
     s3.stop()
     try:
         errors = process.communicate(timeout=TIMEOUT_S)[1]
