@@ -118,6 +118,7 @@ def _plan(config: ExperimentConfig) -> int:
 def _run(config: ExperimentConfig, *, options: RunOptions, as_json: bool) -> int:
     try:
         from retro_ml.api import run_experiment
+        from retro_ml.core.engine.progress_text import delivery_words
         from retro_ml.core.engine.run_folder import BadStorage
         from retro_ml.core.engine.training_engine import BadRunFolder
     except KeyboardInterrupt:
@@ -135,6 +136,8 @@ def _run(config: ExperimentConfig, *, options: RunOptions, as_json: bool) -> int
         _print_out(json.dumps(result.as_dict()))
     if options.progress == "quiet" and result.error is not None:  # otherwise it was shown
         print(f"error: {result.error}", file=sys.stderr)
+    if options.progress == "quiet" and result.storage is not None and not result.storage.complete:
+        print(f"error: storage: {delivery_words(result.storage)}", file=sys.stderr)
     return result.exit_code
 
 

@@ -3,7 +3,9 @@
 import os
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -84,16 +86,20 @@ class S3Server:
             aws_secret_access_key=SECRET,
         )
 
+    def keys(self, bucket: str) -> set[str]:
+        """Every object's key, the markers of folders apart."""
+        pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=bucket)
+        keys = {item["Key"] for page in pages for item in page.get("Contents", ())}
+        return {key for key in keys if not key.endswith("/")}
+
     def objects(self, bucket: str) -> dict[str, bytes]:
-        """Every object's content by key, the markers of folders apart."""
+        """Every object's content by key."""
         client = self.client()
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
-        keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
-        return {
-            key: client.get_object(Bucket=bucket, Key=key)["Body"].read()
-            for key in keys
-            if not key.endswith("/")
-        }
+        found = {}
+        for key in self.keys(bucket):
+            with suppress(client.exceptions.NoSuchKey):  # deleted meanwhile
+                found[key] = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        return found
 
 
 @pytest.fixture(scope="session")
@@ -116,10 +122,8 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Serve
     s3_server.client().create_bucket(Bucket="runs")
     yield s3_server
     s3_server.fault = None
-    client = s3_server.client()
-    for key in [item["Key"] for item in client.list_objects_v2(Bucket="runs").get("Contents", ())]:
-        client.delete_object(Bucket="runs", Key=key)
-    client.delete_bucket(Bucket="runs")
+    reset = f"{s3_server.environment['AWS_ENDPOINT_URL']}/moto-api/reset"
+    urllib.request.urlopen(urllib.request.Request(reset, method="POST")).close()
 
 
 @pytest.fixture
@@ -130,6 +134,6 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
         end_s = time.monotonic() + 240.0
         while not happened():
             assert time.monotonic() < end_s
-            time.sleep(0.02)
+            time.sleep(0.1)
 
     return wait

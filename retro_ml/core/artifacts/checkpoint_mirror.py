@@ -76,6 +76,7 @@ class CheckpointMirror(Mirror):
 
     def _send(self) -> None:
         if self._manifests is None:
+            self._check_claim()
             self._manifests = self._read_manifests()
         tried: set[str] = set()
         while True:

@@ -30,16 +30,24 @@ BACKGROUND_PATIENCE_S = 3.0
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 8.0
 CHUNK_BYTES = 8 * 1024**2
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "gs": ("STORAGE_EMULATOR_HOST",),
+    "file": (),
+}
 _S3_ERROR = re.compile(r"AWS Error (\w+)")
 _GOOGLE_ERROR = re.compile(r"google::cloud::Status\((\w+)")
 _KEYS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN), or give this "
     "machine a role that may list, read, write and delete there"
 )
+_GOOGLE_KEYS = (
+    "set GOOGLE_APPLICATION_CREDENTIALS, or give this machine a service account that may list, "
+    "read, write and delete there"
+)
 _NO_ANSWER = (
     "the endpoint does not answer",
-    "check the network and AWS_ENDPOINT_URL, AWS_REGION",
+    "check the network and the endpoint in the environment (AWS_ENDPOINT_URL, AWS_REGION)",
 )
 # What is wrong, and what to do; an error named here will not go away by itself.
 _FINAL = {
@@ -50,9 +58,8 @@ _FINAL = {
     "MISSING_AUTHENTICATION_TOKEN": ("there are no credentials", _KEYS),
     "SIGNATURE_DOES_NOT_MATCH": ("the secret key does not fit the access key", _KEYS),
     "UNRECOGNIZED_CLIENT": ("the access key is not known there", _KEYS),
-    "kPermissionDenied": ("access is denied", "give this machine a role that may use the bucket"),
-    "kUnauthenticated": ("there are no credentials", "set GOOGLE_APPLICATION_CREDENTIALS"),
-    "kNotFound": ("there is no such bucket", "make it, or choose another --output-dir"),
+    "PERMISSION_DENIED": ("access is denied", _GOOGLE_KEYS),
+    "UNAUTHENTICATED": ("there are no credentials", _GOOGLE_KEYS),
 }
 
 
@@ -90,7 +97,12 @@ class RemoteFolder:
 
     def put(self, name: str, content: bytes | IO[bytes]) -> None:
         """Makes or replaces an object; a file is read from its start to its present end."""
-        self._try(f"write {name}", lambda files: self._put(files, name, content))
+        try:
+            self._try(f"write {name}", lambda files: self._put(files, name, content))
+        except ObjectMissing:  # as Google's storage tells it
+            reason, remedy = _FINAL["NO_SUCH_BUCKET"]
+            message = f"cannot write {name} in {self.uri}: {reason}; {remedy}"
+            raise StorageError(message, final=True) from None
 
     def get(self, name: str) -> bytes:
         """An object's content. Raises ObjectMissing."""
@@ -172,10 +184,12 @@ class RemoteFolder:
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                return action(_connect(self._location.scheme, *_read_environment()))
+                return action(_connect(*_read_environment(self._location.scheme)))
             except FileNotFoundError as error:
                 raise ObjectMissing(f"cannot {what} in {self.uri}: not there") from error
             except (OSError, ValueError) as error:
+                if str(error).startswith("No such directory"):  # Google's
+                    raise ObjectMissing(f"cannot {what} in {self.uri}: not there") from error
                 if self._is_of_own_disk(error):
                     raise
                 failed = self._explain(error, what)
@@ -196,10 +210,12 @@ class RemoteFolder:
             return StorageError(f"{where}: {reason}; check that the folder can be written")
         match = _S3_ERROR.search(str(error)) or _GOOGLE_ERROR.search(str(error))
         code = match[1] if match else type(error).__name__
+        if "OAuth2 access token" in str(error):
+            code = "UNAUTHENTICATED"
         if code in _FINAL:
             reason, remedy = _FINAL[code]
             return StorageError(f"{where}: {reason}; {remedy}", final=True)
-        if code in {"NETWORK_CONNECTION", "kUnavailable", "kDeadlineExceeded"}:
+        if code in {"NETWORK_CONNECTION", "UNAVAILABLE", "DEADLINE_EXCEEDED"}:
             return StorageError(f"{where}: {_NO_ANSWER[0]}; {_NO_ANSWER[1]}")
         status = re.search(r"HTTP status (\d+)", str(error))
         shown = f"{code}, HTTP status {status[1]}" if status else code
@@ -223,10 +239,11 @@ def _copy(source: IO[bytes], stream: Any) -> None:
         left -= len(chunk)
 
 
-def _read_environment() -> tuple[str | None, str | None]:
-    """Endpoint and region; pyarrow reads credentials itself, and the endpoint not in every form."""
-    endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), None)
-    return endpoint, os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+def _read_environment(scheme: str) -> tuple[str, str | None, str | None]:
+    """Scheme, endpoint, region; pyarrow reads credentials itself, endpoints not in every form."""
+    given = (os.environ.get(name) for name in _ENDPOINTS[scheme])
+    endpoint = next((name for name in given if name), None)
+    return scheme, endpoint, os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
 
 
 @lru_cache(maxsize=8)
@@ -236,12 +253,14 @@ def _connect(scheme: str, endpoint: str | None, region: str | None) -> Any:
 
     if scheme == "file":
         return fs.LocalFileSystem()
-    if scheme == "gs":
-        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=REQUEST_TIMEOUT_S))
     options: dict[str, Any] = {}
     if endpoint is not None:
         parts = urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}")
         options = {"endpoint_override": parts.netloc + parts.path, "scheme": parts.scheme}
+    if scheme == "gs":
+        # An endpoint of another name is an emulator, which knows no accounts.
+        options["anonymous"] = endpoint is not None
+        return fs.GcsFileSystem(**options, retry_time_limit=timedelta(seconds=REQUEST_TIMEOUT_S))
     if region is not None or endpoint is not None:
         # Others than Amazon take any region; without one pyarrow would ask Amazon.
         options["region"] = region or "us-east-1"

@@ -111,11 +111,12 @@ def summary_lines(result: "ExperimentResult", *, title: str) -> list[tuple[str, 
     elif result.model_path.exists():
         lines.append(("model", shown_path(result.model_path)))
     if result.storage is not None:
-        lines.append(("storage", _delivery_words(result.storage)))
+        lines.append(("storage", delivery_words(result.storage)))
     return lines
 
 
-def _delivery_words(delivery: "Delivery") -> str:
+def delivery_words(delivery: "Delivery") -> str:
+    """What of an ended run is in storage, and how the rest gets there."""
     if delivery.complete:
         return f"all of it is in {delivery.uri}"
     missing = ", ".join(delivery.missing) or "the last state"

@@ -87,6 +87,7 @@ class RunStorage:
             claim=keeper.claim.nonce,
         )
         self._complete = untouched
+        self._delivering = False
 
     @property
     def uri(self) -> str:
@@ -143,17 +144,24 @@ class RunStorage:
         elif event.event_type is EventType.RUN_STARTED:
             self._files.wake()
 
+    def begin_delivery(self) -> None:
+        """Sends what is left, in the background; `deliver` waits for it.
+
+        Whoever ends many runs calls this for each as it ends, and `deliver` for all at last.
+        """
+        self._delivering = True
+        for mirror in (self._checkpoints, self._files):
+            mirror.level = logging.INFO  # the run's log is closed, and the summary tells it
+            mirror.start()
+            mirror.ask()
+
     def deliver(self) -> Delivery:
         """Waits until all is there, or until nothing gets through; the status tells it too."""
         if self._untouched:
             return Delivery(self.uri)
-        self._checkpoints.start()
-        self._files.start()  # once more, where the run has trained
-        mirrors = (self._checkpoints, self._files)
-        for mirror in mirrors:
-            mirror.level = logging.INFO  # the run's log is closed, and the summary tells it
-            mirror.ask()
-        for mirror in mirrors:
+        if not self._delivering:
+            self.begin_delivery()
+        for mirror in (self._checkpoints, self._files):
             mirror.wait()
         missing = [*self._files.list_missing(), *self._list_missing_checkpoints()]
         error = self._files.error or self._checkpoints.error
@@ -223,7 +231,7 @@ class RunStorage:
             "missing": list(delivery.missing),
             "error": delivery.error,
         }
-        with suppress(ArtifactError, ValueError):  # told by the writers already
+        with suppress(ArtifactError, OSError, ValueError):  # told by the writers already
             note_storage(self._paths.status_path, told)
 
 

@@ -80,6 +80,11 @@ def hide_credentials(text: str) -> str:
     return re.sub(r"://[^/*]*:.*", "://***", text, flags=re.DOTALL)
 
 
+def local_dir(output_dir: str) -> Path:
+    """Where files are made that belong to `output_dir`: itself, or the staging place of a URI."""
+    return staging_dir(output_dir) if is_uri(output_dir) else Path(os.path.abspath(output_dir))
+
+
 def staging_dir(uri: str) -> Path:
     """The local folder that stands for `uri` on this machine; the same for every call.
 

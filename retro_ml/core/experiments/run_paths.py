@@ -6,11 +6,10 @@ own, so a path that leaves the driver has to be taken from there.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from retro_ml.core.experiments.locations import is_uri, staging_dir
+from retro_ml.core.experiments.locations import is_uri, local_dir
 
 STATUS_NAME = "status.json"
 CLAIM_NAME = "claim.json"
@@ -29,9 +28,7 @@ class RunPaths:
 
         The staging place where `output_dir` is a URI.
         """
-        if is_uri(self.output_dir):
-            return staging_dir(self.output_dir) / self.experiment_id
-        return Path(os.path.abspath(self.output_dir)) / self.experiment_id
+        return local_dir(self.output_dir) / self.experiment_id
 
     @property
     def storage_uri(self) -> str | None:

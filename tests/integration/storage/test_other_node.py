@@ -111,8 +111,7 @@ def test_a_trial_on_another_node_goes_by_storage_and_survives_its_node(
     run = subprocess.Popen(command, env=nodes.environment, stderr=subprocess.PIPE, text=True)
     eventually(
         lambda: (
-            run.poll() is not None
-            or any(key.endswith("manifest.json") for key in s3.objects("runs"))
+            run.poll() is not None or any(key.endswith("manifest.json") for key in s3.keys("runs"))
         )
     )
     assert run.poll() is None, run.communicate()[1]

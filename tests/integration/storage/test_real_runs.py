@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,24 @@ LENGTH = {"PPO": ("3072", "1024"), "DQN": ("1280", "256"), "A2C": ("6240", "1040
 """Agent steps of a run, and between two checkpoints."""
 
 
-def start(
-    algorithm: str, output_dir: str, *, staging: Path, steps: str = ""
-) -> subprocess.Popen[str]:
+_started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_running() -> Iterator[None]:
+    yield
+    while _started:
+        _started.pop().kill()
+
+
+def start(algorithm: str, output_dir: str, *, staging: Path) -> subprocess.Popen[str]:
     total, every = LENGTH[algorithm]
     settings = ["use_gpu=false", f"checkpointing.every_steps={every}", "checkpointing.keep=2"]
     settings += ["dqn.warmup_agent_steps=300", "dqn.replay_size=5000"]
     arguments = ["--game-id", "breakout", "--algorithm", algorithm, "--seed", "1"]
-    arguments += ["-n", steps or total, "--output-dir", output_dir, "--experiment-id", "x"]
+    arguments += ["-n", total, "--output-dir", output_dir, "--experiment-id", "x"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [
             *(sys.executable, "-m", "retro_ml.run", *arguments),
             *(part for setting in settings for part in ("--set", setting)),
@@ -42,6 +50,8 @@ def start(
         text=True,
         start_new_session=True,
     )
+    _started.append(process)
+    return process
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -77,7 +87,7 @@ def test_a_run_whose_machine_is_lost_goes_on_bit_for_bit_from_storage(
 
     lost = start(algorithm, URI, staging=tmp_path / "lost")
     manifest = f"lab/x/checkpoints/step-{int(every)}/manifest.json"
-    eventually(lambda: lost.poll() is not None or manifest in s3.objects("runs"))
+    eventually(lambda: lost.poll() is not None or manifest in s3.keys("runs"))
     os.kill(lost.pid, signal.SIGKILL)
     lost.communicate(timeout=TIMEOUT_S)
 
@@ -109,7 +119,7 @@ def test_training_outlives_its_storage_and_the_same_command_sends_the_rest(
     s3: Any, tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
     process = start("A2C", URI, staging=tmp_path)
-    eventually(lambda: any(key.endswith("manifest.json") for key in s3.objects("runs")))
+    eventually(lambda: any(key.endswith("manifest.json") for key in s3.keys("runs")))
     s3.stop()
     try:
         errors = process.communicate(timeout=TIMEOUT_S)[1]

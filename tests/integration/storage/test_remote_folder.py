@@ -1,8 +1,10 @@
-"""Objects in a real S3 server on loopback, and on a file system: whole, retried, explained."""
+"""Objects in an S3 server, an emulator of Google's and a file system: whole, retried, explained."""
 
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,28 @@ from retro_ml.core.artifacts.remote_folder import ObjectMissing, RemoteFolder, S
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(params=["s3", "file"])
+@pytest.fixture
+def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An emulator of Google's storage on loopback, with a bucket `runs`."""
+    from gcp_storage_emulator.server import create_server
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="runs")
+    server.start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    yield "gs://runs/some/prefix"
+    server.stop()
+
+
+@pytest.fixture(params=["s3", "gs", "file"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> RemoteFolder:
     if request.param == "s3":
         request.getfixturevalue("s3")
         return RemoteFolder("s3://runs/some/prefix")
+    if request.param == "gs":
+        return RemoteFolder(request.getfixturevalue("google"))
     return RemoteFolder(f"file://{tmp_path}/storage")
 
 
@@ -71,6 +90,12 @@ def test_what_goes_away_by_itself_is_tried_again(s3: Any) -> None:
     RemoteFolder("s3://runs/x", patience_s=30).put("a", b"1")
     assert answers == []
     assert s3.objects("runs") == {"x/a": b"1"}
+
+
+def test_a_bucket_that_google_does_not_have_is_said(google: str) -> None:
+    with pytest.raises(StorageError, match=r"no such bucket; make it") as missing:
+        RemoteFolder("gs://no-such-bucket/x").put("a", b"1")
+    assert missing.value.final
 
 
 def test_what_does_not_go_away_is_said_at_once(s3: Any) -> None:
