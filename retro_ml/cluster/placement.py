@@ -10,6 +10,7 @@ does not: Ray's head does not know it (2.60, ray issue 52033), so that takes the
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,23 +77,35 @@ def count_at_once(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> int:
 
 
 def choose_resources(
-    config: ExperimentConfig, nodes: Sequence[Node], *, wait_for_nodes: bool | None = None
+    config: ExperimentConfig,
+    nodes: Sequence[Node],
+    *,
+    concurrent: int = 1,
+    wait_for_nodes: bool | None = None,
 ) -> tuple[int, float]:
     """CPUs of the trial's main process and GPUs of the trial.
 
     Args:
         config: the experiment.
         nodes: what is there.
+        concurrent: trials that share it, where the config leaves open what one takes.
         wait_for_nodes: whether more will come when they are asked for; None where none can.
 
     Raises:
         LaunchError: what the config asks for can never be had.
     """
     resources = config.resources
-    gpus = _choose_gpus(config, nodes)
-    for cpus in _candidates(resources, gpus, nodes):
-        if fits(_bundles(resources, cpus, gpus), nodes):
+    gpus = _choose_gpus(config, nodes, concurrent)
+    possible = [
+        cpus
+        for cpus in _candidates(resources, gpus, nodes)
+        if fits(_bundles(resources, cpus, gpus), nodes)
+    ]
+    for cpus in possible:
+        if concurrent == 1 or count_at_once(_bundles(resources, cpus, gpus), nodes) >= concurrent:
             return cpus, gpus
+    if possible:  # not all at once, then: as many as possible
+        return possible[-1], gpus
     if not wait_for_nodes:
         remedy = "" if wait_for_nodes is None else GROWING
         raise LaunchError(_explain(resources, gpus, nodes) + remedy)
@@ -140,7 +153,7 @@ def _bundles(resources: ResourcesConfig, cpus: int, gpus: float) -> list[Bundle]
     )
 
 
-def _choose_gpus(config: ExperimentConfig, nodes: Sequence[Node]) -> float:
+def _choose_gpus(config: ExperimentConfig, nodes: Sequence[Node], concurrent: int) -> float:
     if not config.use_gpu:
         return 0.0
     if config.resources.num_gpus is not None:
@@ -148,7 +161,8 @@ def _choose_gpus(config: ExperimentConfig, nodes: Sequence[Node]) -> float:
     if max((node.gpus for node in nodes), default=0.0) < 1:
         logger.warning("no GPU found: training runs on the CPU")
         return 0.0
-    return 1.0
+    # A whole one, or an even part of one.
+    return 1.0 / math.ceil(concurrent / sum(math.floor(node.gpus) for node in nodes))
 
 
 def _candidates(resources: ResourcesConfig, gpus: float, nodes: Sequence[Node]) -> Sequence[int]:

@@ -185,9 +185,19 @@ def build_experiment(
 
 
 def place(
-    config: ExperimentConfig, cluster: Cluster, options: RunOptions | None = None
+    config: ExperimentConfig,
+    cluster: Cluster,
+    options: RunOptions | None = None,
+    *,
+    concurrent: int = 1,
 ) -> tuple[int, float]:
     """CPUs of the trial's main process and GPUs of the trial.
+
+    Args:
+        config: says what it takes, or leaves it open.
+        cluster: what there is.
+        options: `wait_for_nodes`.
+        concurrent: trials that share it, where the config leaves it open.
 
     Raises:
         LaunchError: what the config asks for can never be had.
@@ -196,7 +206,7 @@ def place(
     if options is not None and not cluster.embedded:
         wait_for_nodes = options.wait_for_nodes
     nodes = cluster.nodes or (Node(cpus=cluster.cpus, gpus=cluster.gpus),)
-    return choose_resources(config, nodes, wait_for_nodes=wait_for_nodes)
+    return choose_resources(config, nodes, concurrent=concurrent, wait_for_nodes=wait_for_nodes)
 
 
 def check_memory(config: ExperimentConfig) -> None:
