@@ -79,7 +79,7 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(prog="scripts/cluster_drill", description=__doc__)
-    parser.add_argument("--agent-steps", type=int, default=16_640, help="of a trial (16,640)")
+    parser.add_argument("--agent-steps", type=int, default=10_400, help="of a trial (10,400)")
     parser.add_argument("--out", metavar="DIR", default="runs/cluster-drill")
     parser.add_argument("--docs", action="store_true", help="rewrite the drill's part of the docs")
     return parser.parse_args()
