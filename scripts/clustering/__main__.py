@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -35,6 +36,8 @@ START_TIMEOUT_S, END_TIMEOUT_S = 240.0, 600.0
 
 def main() -> int:
     """The drill; the process's exit code."""
+    # So that the nodes are ended then too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     call = parse()
     folder = Path(call.out).resolve()
     shutil.rmtree(folder, ignore_errors=True)
