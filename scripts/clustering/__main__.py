@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from clustering.jobs import (
@@ -45,20 +46,20 @@ def main() -> int:
     shared.mkdir(parents=True)
     told = _Told()
     jobs = run_jobs(shared, agent_steps=call.agent_steps)
-    with build_nodes(cpus=2) as nodes:
+    with build_nodes(cpus=2) as nodes, ExitStack() as followed:
         nodes.add_worker()
         nodes.add_worker()
         told(f"a head and two workers are up, {nodes.described}")
         told(_ask_doctor(nodes, shared), clock=False)
-        submitted = [
-            Submitted(
+        submitted = []
+        for number, job in enumerate(jobs):
+            one = Submitted(
                 job,
                 address=nodes.address,
                 environment=nodes.environment,
                 log=folder / f"submit-{number}.txt",
             )
-            for number, job in enumerate(jobs)
-        ]
+            submitted.append(followed.enter_context(one))
         folders = [shared / name for job in jobs for name in job.experiments]
         victim = _choose_victim(nodes, wait_for_trainers(folders, START_TIMEOUT_S))
         told(f"{len(folders)} trials train, and each has saved a checkpoint")

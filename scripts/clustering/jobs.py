@@ -54,7 +54,7 @@ def run_jobs(output_dir: Path, *, agent_steps: int) -> list[Job]:
 
 
 class Submitted:
-    """A job that `retro-ml submit` follows."""
+    """A job that `retro-ml submit` follows; `with` ends the following, not the job."""
 
     def __init__(self, job: Job, *, address: str, environment: dict[str, str], log: Path) -> None:
         self.job = job
@@ -65,12 +65,16 @@ class Submitted:
                 [*command, *job.words], stdout=file, stderr=subprocess.STDOUT, env=environment
             )
 
+    def __enter__(self) -> Submitted:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
     def wait(self, timeout_s: float) -> int:
-        """The exit code; the process is ended if it takes too long."""
-        try:
-            return self._process.wait(timeout_s)
-        finally:
-            self._process.kill()
+        """The exit code. Raises TimeoutExpired."""
+        return self._process.wait(timeout_s)
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
