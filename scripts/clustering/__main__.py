@@ -60,7 +60,8 @@ def main() -> int:
                 log=folder / f"submit-{number}.txt",
             )
             submitted.append(followed.enter_context(one))
-        folders = [shared / name for job in jobs for name in job.experiments]
+        names = [name for job in jobs for name in job.experiments]
+        folders = [shared / name for name in names]
         victim = _choose_victim(nodes, wait_for_trainers(folders, START_TIMEOUT_S))
         told(f"{len(folders)} trials train, and each has saved a checkpoint")
         nodes.kill(victim)
@@ -71,7 +72,7 @@ def main() -> int:
         told(f"all jobs have ended, with exit codes {', '.join(map(str, codes))}")
     for job in jobs:
         run_undisturbed(job, undisturbed)
-    lines, clean = _compare(folders, undisturbed)
+    lines, clean = _compare(names, shared, undisturbed)
     table = "\n".join(lines)
     print(f"\n{table}")
     if call.docs:
@@ -126,24 +127,24 @@ def _choose_victim(nodes: NamespaceNodes | LocalNodes, trainers: dict[Path, int]
     raise SystemExit(f"no worker has any of the training processes {sorted(trainers.values())}")
 
 
-def _compare(folders: Sequence[Path], undisturbed: Path) -> tuple[list[str], bool]:
+def _compare(names: Sequence[str], shared: Path, undisturbed: Path) -> tuple[list[str], bool]:
     """A Markdown table, a line for each trial; whether nothing differs."""
     head = ["Trial", "Began at agent step", "Agent steps", "Rows", "Rows lost", "Rows doubled",
             "Same as undisturbed"]  # fmt: skip
     table, clean = [head, ["---"] * len(head)], True
-    for folder in folders:
+    for name in names:
         starts = [
             f"{event['data']['from_step']:,}"
-            for event in read_events(folder)
+            for event in read_events(shared / name)
             if event["event_type"] == "run_started"
         ]
-        rows, wanted = read_rows(folder), read_rows(undisturbed / folder.name)
+        rows, wanted = read_rows(shared / name), read_rows(undisturbed / name)
         lost = len([row for row in wanted if row not in rows])
         doubled = len(rows) - len({tuple(row.items()) for row in rows})
         same = rows == wanted
         clean = clean and same
         counts = [f"{int(rows[-1]['step']):,}", f"{len(rows):,}", f"{lost:,}", f"{doubled:,}"]
-        table.append([folder.name, ", then ".join(starts), *counts, "yes" if same else "NO"])
+        table.append([name, ", then ".join(starts), *counts, "yes" if same else "NO"])
     return ["| " + " | ".join(line) + " |" for line in table], clean
 
 
