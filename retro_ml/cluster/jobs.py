@@ -67,7 +67,7 @@ class Jobs:
     """
 
     def __init__(self, address: str, *, allow_open: bool = False) -> None:
-        self.address = address if "://" in address else f"http://{address}"
+        self.address = (address if "://" in address else f"http://{address}").rstrip("/")
         if not self.address.startswith(("http://", "https://")):
             raise LaunchError(
                 f"{address} is no address of a jobs API -> the head's dashboard, e.g. "

@@ -29,6 +29,7 @@ from retro_ml.core.experiments.config import ExperimentConfig
 ANSWER_TIMEOUT_S = 60.0
 """How long a node may take to start a worker and answer (measured: 2 to 5 s)."""
 PROBE_PREFIX = ".retro_ml-probe-"
+DRIVER_FILE = "driver"
 COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
 
 
@@ -112,11 +113,8 @@ def look_around(roms: Sequence[str], probes: Sequence[str], name: str, gpus: int
     storage = {}
     for probe in probes:
         try:
-            files, path = pyarrow.fs.FileSystem.from_uri(probe)
-            with files.open_input_stream(f"{path}/driver") as file:
-                written = file.read().decode()
-            with files.open_output_stream(f"{path}/{name}") as file:
-                file.write(written.encode())
+            folder = StorageFolder(probe)
+            folder.put(name, folder.get(DRIVER_FILE))
         except Exception as error:  # pyarrow raises what the storage's client raises
             storage[probe.rpartition("/")[0]] = first_line(error)
     return {
@@ -125,6 +123,34 @@ def look_around(roms: Sequence[str], probes: Sequence[str], name: str, gpus: int
         "storage": storage,
         "gpus": _count_gpus() if gpus else 0,
     }
+
+
+class StorageFolder:
+    """A folder on a file system or in object storage, by its URI. Raises what pyarrow raises."""
+
+    def __init__(self, uri: str) -> None:
+        self._files, self._path = pyarrow.fs.FileSystem.from_uri(uri)
+
+    def put(self, name: str, content: bytes) -> None:
+        """Writes a file, and the folder where it is not there."""
+        self._files.create_dir(self._path, recursive=True)
+        with self._files.open_output_stream(f"{self._path}/{name}") as file:
+            file.write(content)
+
+    def get(self, name: str) -> bytes:
+        """Reads a file."""
+        with self._files.open_input_stream(f"{self._path}/{name}") as file:
+            content: bytes = file.read()
+            return content
+
+    def list(self) -> set[str]:
+        """The names of its files."""
+        found = self._files.get_file_info(pyarrow.fs.FileSelector(self._path))
+        return {info.base_name for info in found}
+
+    def delete(self) -> None:
+        """Removes the folder with all its files."""
+        self._files.delete_dir(self._path)
 
 
 def versions_here() -> dict[str, str]:
@@ -243,10 +269,7 @@ def _probes(folders: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
     for folder in folders:
         probe = f"{folder}/{PROBE_PREFIX}{uuid.uuid4().hex}"
         try:
-            files, path = pyarrow.fs.FileSystem.from_uri(probe)
-            files.create_dir(path, recursive=True)
-            with files.open_output_stream(f"{path}/driver") as file:
-                file.write(probe.encode())
+            StorageFolder(probe).put(DRIVER_FILE, probe.encode())
             probes.append(probe)
         except Exception as error:  # as in look_around
             faults.append(f"the driver cannot write {folder}: {first_line(error)}")
@@ -254,15 +277,13 @@ def _probes(folders: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
         yield probes, faults
     finally:
         for probe in probes:
-            files, path = pyarrow.fs.FileSystem.from_uri(probe)
             with suppress(OSError):
-                files.delete_dir(path)
+                StorageFolder(probe).delete()
 
 
 def _read_back(probe: str, answers: dict[str, dict[str, Any]]) -> Iterator[str]:
     """What the driver does not see of what the nodes wrote."""
-    files, path = pyarrow.fs.FileSystem.from_uri(probe)
-    found = {info.base_name for info in files.get_file_info(pyarrow.fs.FileSelector(path))}
+    found = StorageFolder(probe).list()
     folder = probe.rpartition("/")[0]
     for name, answer in answers.items():
         node_id = name.rpartition("(")[2].rstrip(")")

@@ -88,7 +88,7 @@ def choose_resources(
     Args:
         config: the experiment.
         nodes: what is there.
-        concurrent: trials that share it, where the config leaves it open.
+        concurrent: trials that share it, where the config leaves open what one takes.
         wait_for_nodes: whether more will come when they are asked for; None where none can.
 
     Raises:
@@ -96,9 +96,16 @@ def choose_resources(
     """
     resources = config.resources
     gpus = _choose_gpus(config, nodes, concurrent)
-    for cpus in _candidates(resources, gpus, nodes, concurrent):
-        if fits(_bundles(resources, cpus, gpus), nodes):
+    possible = [
+        cpus
+        for cpus in _candidates(resources, gpus, nodes)
+        if fits(_bundles(resources, cpus, gpus), nodes)
+    ]
+    for cpus in possible:
+        if concurrent == 1 or count_at_once(_bundles(resources, cpus, gpus), nodes) >= concurrent:
             return cpus, gpus
+    if possible:  # not all at once, then: as many as possible
+        return possible[-1], gpus
     if not wait_for_nodes:
         remedy = "" if wait_for_nodes is None else GROWING
         raise LaunchError(_explain(resources, gpus, nodes) + remedy)
@@ -155,19 +162,14 @@ def _choose_gpus(config: ExperimentConfig, nodes: Sequence[Node], concurrent: in
         logger.warning("no GPU found: training runs on the CPU")
         return 0.0
     # A whole one, or an even part of one.
-    return 1.0 / math.ceil(concurrent / math.floor(sum(node.gpus for node in nodes)))
+    return 1.0 / math.ceil(concurrent / sum(math.floor(node.gpus) for node in nodes))
 
 
-def _candidates(
-    resources: ResourcesConfig, gpus: float, nodes: Sequence[Node], concurrent: int
-) -> Sequence[int]:
+def _candidates(resources: ResourcesConfig, gpus: float, nodes: Sequence[Node]) -> Sequence[int]:
     """CPUs of the main process to try, the best first."""
     if resources.num_cpus is not None:
         return [resources.num_cpus]
     most = int(max((node.cpus for node in nodes), default=0))
-    if concurrent > 1:
-        share = int(sum(node.cpus for node in nodes)) // concurrent
-        most = max(1, min(most, share - resources.num_env_runners - resources.num_learners))
     if 0 < gpus < 1 and not resources.num_learners:
         # Who asks for a part of a GPU wants others to have the rest, and they need CPUs for it.
         shares = [node.cpus * gpus / node.gpus for node in nodes if node.gpus >= gpus]

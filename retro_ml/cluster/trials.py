@@ -201,7 +201,7 @@ def place(
     Args:
         config: says what it takes, or leaves it open.
         cluster: what there is.
-        options: whether more nodes will come.
+        options: `wait_for_nodes`.
         concurrent: trials that share it, where the config leaves it open.
 
     Raises:

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from clustering.jobs import (
@@ -35,6 +37,8 @@ START_TIMEOUT_S, END_TIMEOUT_S = 240.0, 600.0
 
 def main() -> int:
     """The drill; the process's exit code."""
+    # So that the nodes are ended then too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     call = parse()
     folder = Path(call.out).resolve()
     shutil.rmtree(folder, ignore_errors=True)
@@ -42,21 +46,22 @@ def main() -> int:
     shared.mkdir(parents=True)
     told = _Told()
     jobs = run_jobs(shared, agent_steps=call.agent_steps)
-    with build_nodes(cpus=2) as nodes:
+    with build_nodes(cpus=2) as nodes, ExitStack() as followed:
         nodes.add_worker()
         nodes.add_worker()
         told(f"a head and two workers are up, {nodes.described}")
         told(_ask_doctor(nodes, shared), clock=False)
-        submitted = [
-            Submitted(
+        submitted = []
+        for number, job in enumerate(jobs):
+            one = Submitted(
                 job,
                 address=nodes.address,
                 environment=nodes.environment,
                 log=folder / f"submit-{number}.txt",
             )
-            for number, job in enumerate(jobs)
-        ]
-        folders = [shared / name for job in jobs for name in job.experiments]
+            submitted.append(followed.enter_context(one))
+        names = [name for job in jobs for name in job.experiments]
+        folders = [shared / name for name in names]
         victim = _choose_victim(nodes, wait_for_trainers(folders, START_TIMEOUT_S))
         told(f"{len(folders)} trials train, and each has saved a checkpoint")
         nodes.kill(victim)
@@ -67,7 +72,7 @@ def main() -> int:
         told(f"all jobs have ended, with exit codes {', '.join(map(str, codes))}")
     for job in jobs:
         run_undisturbed(job, undisturbed)
-    lines, clean = _compare(folders, undisturbed)
+    lines, clean = _compare(names, shared, undisturbed)
     table = "\n".join(lines)
     print(f"\n{table}")
     if call.docs:
@@ -79,7 +84,7 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(prog="scripts/cluster_drill", description=__doc__)
-    parser.add_argument("--agent-steps", type=int, default=16_640, help="of a trial (16,640)")
+    parser.add_argument("--agent-steps", type=int, default=10_400, help="of a trial (10,400)")
     parser.add_argument("--out", metavar="DIR", default="runs/cluster-drill")
     parser.add_argument("--docs", action="store_true", help="rewrite the drill's part of the docs")
     return parser.parse_args()
@@ -122,24 +127,24 @@ def _choose_victim(nodes: NamespaceNodes | LocalNodes, trainers: dict[Path, int]
     raise SystemExit(f"no worker has any of the training processes {sorted(trainers.values())}")
 
 
-def _compare(folders: Sequence[Path], undisturbed: Path) -> tuple[list[str], bool]:
+def _compare(names: Sequence[str], shared: Path, undisturbed: Path) -> tuple[list[str], bool]:
     """A Markdown table, a line for each trial; whether nothing differs."""
     head = ["Trial", "Began at agent step", "Agent steps", "Rows", "Rows lost", "Rows doubled",
             "Same as undisturbed"]  # fmt: skip
     table, clean = [head, ["---"] * len(head)], True
-    for folder in folders:
+    for name in names:
         starts = [
             f"{event['data']['from_step']:,}"
-            for event in read_events(folder)
+            for event in read_events(shared / name)
             if event["event_type"] == "run_started"
         ]
-        rows, wanted = read_rows(folder), read_rows(undisturbed / folder.name)
+        rows, wanted = read_rows(shared / name), read_rows(undisturbed / name)
         lost = len([row for row in wanted if row not in rows])
         doubled = len(rows) - len({tuple(row.items()) for row in rows})
         same = rows == wanted
         clean = clean and same
         counts = [f"{int(rows[-1]['step']):,}", f"{len(rows):,}", f"{lost:,}", f"{doubled:,}"]
-        table.append([folder.name, ", then ".join(starts), *counts, "yes" if same else "NO"])
+        table.append([name, ", then ".join(starts), *counts, "yes" if same else "NO"])
     return ["| " + " | ".join(line) + " |" for line in table], clean
 
 

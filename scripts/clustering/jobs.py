@@ -25,7 +25,7 @@ class Job:
 
     words: tuple[str, ...]
     experiments: tuple[str, ...]
-    """The folders that it leaves in the output folder."""
+    """The folders that it leaves, by their paths in the output folder."""
 
 
 def run_jobs(output_dir: Path, *, agent_steps: int) -> list[Job]:
@@ -33,9 +33,10 @@ def run_jobs(output_dir: Path, *, agent_steps: int) -> list[Job]:
     jobs = []
     for algorithm in ("A2C", "PPO", "DQN"):
         name = f"drill-{algorithm.lower()}"
+        total = agent_steps // (4 if algorithm == "DQN" else 1)  # it is so much slower
         settings = [
             "resources.num_cpus=1",
-            f"checkpointing.every_steps={agent_steps // 8}",
+            f"checkpointing.every_steps={total // 8}",
             "use_gpu=false",
             *(
                 ["dqn.replay_size=10000", "dqn.warmup_agent_steps=500"]
@@ -45,7 +46,7 @@ def run_jobs(output_dir: Path, *, agent_steps: int) -> list[Job]:
         ]
         words = [
             *("run", "--game-id", "BreakoutNoFrameskip-v4", "--algorithm", algorithm),
-            *("--total-timesteps", str(agent_steps // (4 if algorithm == "DQN" else 1))),
+            *("--total-timesteps", str(total)),
             *("--seed", "1", "--output-dir", str(output_dir), "--experiment-id", name),
         ]
         words += [word for setting in settings for word in ("--set", setting)]
@@ -54,7 +55,7 @@ def run_jobs(output_dir: Path, *, agent_steps: int) -> list[Job]:
 
 
 class Submitted:
-    """A job that `retro-ml submit` follows."""
+    """A job that `retro-ml submit` follows; `with` ends the following, not the job."""
 
     def __init__(self, job: Job, *, address: str, environment: dict[str, str], log: Path) -> None:
         self.job = job
@@ -65,12 +66,16 @@ class Submitted:
                 [*command, *job.words], stdout=file, stderr=subprocess.STDOUT, env=environment
             )
 
+    def __enter__(self) -> Submitted:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
     def wait(self, timeout_s: float) -> int:
-        """The exit code; the process is ended if it takes too long."""
-        try:
-            return self._process.wait(timeout_s)
-        finally:
-            self._process.kill()
+        """The exit code. Raises TimeoutExpired."""
+        return self._process.wait(timeout_s)
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:

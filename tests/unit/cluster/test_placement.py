@@ -108,6 +108,15 @@ def test_trials_that_share_a_gpu_share_its_cpus() -> None:
     assert count_at_once(bundles, [GPU_NODE, CPU_NODE]) == 4
 
 
+def test_trials_at_once_share_what_is_there() -> None:
+    config = ExperimentConfig(game_id="pong")
+    assert choose_resources(config, [Node(cpus=8)], concurrent=3) == (2, 0.0)
+    assert choose_resources(config, [Node(cpus=3), Node(cpus=3)], concurrent=3) == (1, 0.0)
+    assert choose_resources(config, [Node(cpus=2)], concurrent=9) == (1, 0.0)
+    assert choose_resources(config, [Node(cpus=8, gpus=2)], concurrent=2) == (4, 1.0)
+    assert choose_resources(config, [Node(cpus=8, gpus=2)], concurrent=4) == (2, 0.5)
+
+
 def test_a_head_without_cpus_takes_no_trial() -> None:
     assert "there are 0" in refusal(Node(cpus=0))
     assert chosen(Node(cpus=0), Node(cpus=2)) == (2, 0.0)
