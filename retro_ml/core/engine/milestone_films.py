@@ -180,7 +180,9 @@ class _Worker:
             text=True,
             errors="replace",
             env=os.environ | {"OMP_NUM_THREADS": "1"},
-            start_new_session=True,  # Ctrl-C is not for it
+            # Ctrl-C is not for it. But it stays in the session: Linux shares the CPUs out among
+            # sessions first (autogroups), and niceness counts only among the processes of one.
+            process_group=0,
         )
         self._last_line = ""
         self._reader = threading.Thread(target=self._read, name="films", daemon=True)

@@ -5,6 +5,7 @@ the real one plays games, and is tested in tests/integration.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +20,14 @@ from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventB
 pytestmark = pytest.mark.unit
 
 STAND_IN = """
+import os
 import sys
 from pathlib import Path
 videos = Path(sys.argv[1]) / "videos"
 def note(text):
     with open(videos / "orders.txt", "a") as file:
         file.write(text + "\\n")
+(videos / "ids.txt").write_text(f"{{os.getsid(0)}} {{os.getpgrp()}} {{os.getpid()}}")
 for line in sys.stdin:
     order = line.strip()
     note(order)
@@ -101,6 +104,18 @@ def test_the_first_checkpoint_of_each_milestone_is_filmed(tmp_path: Path) -> Non
     assert orders(config) == ["260", "510", "760", "1010", "join"]
     assert config.paths.learning_film_path.exists()
     assert notices[-1].startswith("film: ")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_process_is_of_this_session_and_gets_no_ctrl_c(tmp_path: Path) -> None:
+    config = build_config(tmp_path)
+
+    train(config, 1000)
+
+    session, group, process = (config.paths.videos_dir / "ids.txt").read_text().split()
+    # Another session would have a share of the CPUs of its own, whatever its niceness.
+    assert int(session) == os.getsid(0)
+    assert group == process != str(os.getpgrp())
 
 
 @pytest.mark.usefixtures("stand_in")
