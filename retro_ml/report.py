@@ -26,8 +26,9 @@ examples:
   retro-ml report runs/ppo-s1 runs/ppo-s2 runs/ppo-s3 --output reports/ppo
   retro-ml report runs/my-sweep
 
-Runs of one config that differ in their seed alone are taken together. `retro-ml evaluate RUN`
-beforehand puts the score of an evaluation in place of that of the last training games.
+Runs of one config that differ in their seed alone are taken together. Where all runs of a game
+have been through `retro-ml evaluate`, their scores are those of the evaluations, otherwise those
+of the last training games.
 """
 
 

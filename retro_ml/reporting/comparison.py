@@ -17,7 +17,7 @@ from retro_ml.core.experiments.differences import NOT_COMPARED
 from retro_ml.evaluation import statistics
 from retro_ml.evaluation.human_scores import human_normalise
 from retro_ml.evaluation.statistics import Interval
-from retro_ml.reporting.groups import Group
+from retro_ml.reporting.groups import Group, settle_scores
 from retro_ml.reporting.report_tables import describe_scores
 from retro_ml.reporting.run_folders import FileFault, find_runs
 from retro_ml.reporting.run_records import RunRecord, load_run
@@ -140,6 +140,7 @@ def _compare_on(game: str, sides: Sequence[Side]) -> list[Standing]:
         runs = [run for run in side.runs if _game(run) == game]
         if runs:
             groups.append(Group(game, runs[0].config.algorithm, side.name, {}, runs))
+    settle_scores(groups)
     equal = _equal_agent_steps(groups)
     first = groups[0] if groups[0].label == sides[0].name else None
     return [_stand(group, equal=equal, first=first) for group in groups]

@@ -7,7 +7,7 @@ does not pull a mean down. Intervals: 95 %, percentile bootstrap, stratified by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -53,6 +53,8 @@ class Group:
     settings: dict[str, Any]
     """Values by path, of those fields in which the report's runs differ."""
     runs: list[RunRecord] = field(default_factory=list)
+    is_evaluated: bool = False
+    """Whether the final scores are those of evaluations (`settle_scores`)."""
 
     @property
     def rom(self) -> str:
@@ -64,12 +66,6 @@ class Group:
         """The finished runs, or all where none is; without those that finished no game."""
         scored = [run for run in self.runs if len(run.metrics.scores)]
         return [run for run in scored if run.summary.state == "completed"] or scored
-
-    @property
-    def is_evaluated(self) -> bool:
-        """Whether the final scores are those of evaluations: all counted runs have one alike."""
-        protocols = {run.evaluation and run.evaluation.protocol for run in self.counted}
-        return len(protocols) == 1 and None not in protocols
 
     def run_scores(self, run: RunRecord) -> NDArray[np.float64]:
         """`[E]` scores of the games that the run's final score is the mean of."""
@@ -130,7 +126,22 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
         game = f"{run.rom} (v5)" if run.config.game.protocol == "v5" else run.rom
         group = groups.setdefault((game, algorithm, label), Group(game, algorithm, label, settings))
         group.runs.append(run)
+    settle_scores(groups.values())
     return sorted(groups.values(), key=_order)
+
+
+def settle_scores(groups: Iterable[Group]) -> None:
+    """Evaluations count where all counted runs of a game have one alike, or else training games.
+
+    So that the scores that stand side by side are of one kind.
+    """
+    groups = list(groups)
+    for game in {group.game for group in groups}:
+        own = [group for group in groups if group.game == game]
+        played = [run.evaluation for group in own for run in group.counted]
+        alike = {e and (e.protocol, e.deterministic) for e in played}
+        for group in own:
+            group.is_evaluated = len(alike) == 1 and None not in alike
 
 
 def find_differing(runs: Sequence[RunRecord]) -> list[str]:

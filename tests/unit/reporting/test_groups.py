@@ -65,6 +65,11 @@ def test_evaluations_count_where_every_run_has_one(make_run: MakeRun, tmp_path: 
     assert (group.is_evaluated, group.score()) == (False, 2)
     assert describe_scores(group) == "the last 1 training games"
 
+    # Another group of the game without: the two would not be comparable.
+    make_run("x", scores=[1], ppo={"clip": 0.3}, folder=tmp_path / "runs2")
+    make_run("y", scores=[1], evaluation=[9], folder=tmp_path / "runs2")
+    assert [group.is_evaluated for group in groups_below(tmp_path / "runs2")] == [False, False]
+
     make_run("c", scores=[1], seed=1, evaluation=[10, 20], folder=tmp_path / "both")
     make_run("d", scores=[3], seed=2, evaluation=[30], folder=tmp_path / "both")
     (group,) = groups_below(tmp_path / "both")

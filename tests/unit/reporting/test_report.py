@@ -1,8 +1,11 @@
 """The report as files: it stands alone, tells faults in words, and lets nobody's text be markup."""
 
 import csv
+import importlib.util
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -238,6 +241,30 @@ def test_a_bad_call_is_refused_in_words(
     assert command.main(argv) == 2
     assert told in capsys.readouterr().err
     assert not list(tmp_path.rglob("report*"))
+
+
+def test_without_the_extra_that_draws(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run("a", scores=[1])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+    assert command.main([str(run)]) == 2
+    assert "pip install 'retro_ml[report]'" in capsys.readouterr().err
+
+
+def test_the_commands_need_neither_ray_nor_pytorch(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("a", scores=[1, 2])
+    make_run("b", scores=[1, 3])
+    code = (
+        "import sys; from retro_ml.cli import main; "
+        "codes = [main(['list', 'runs']), main(['compare', 'runs/a', 'runs/b']), "
+        "main(['report', 'runs', '--quiet'])]; "
+        "assert codes == [0, 0, 0], codes; "
+        "assert not {'ray', 'torch'} & set(sys.modules)"
+    )
+
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
 
 
 @pytest.mark.usefixtures("undrawn")
