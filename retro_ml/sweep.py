@@ -82,11 +82,15 @@ def run_call(
         return 0
     try:
         from retro_ml.api import run_sweep
+        from retro_ml.core.engine.run_folder import BadStorage
         from retro_ml.core.engine.sweep_engine import BadRunFolder
     except KeyboardInterrupt:
         return 130
     try:
         result = run_sweep(config, options=options)
+    except BadStorage as error:
+        print(f"error: {as_line(str(error))}", file=sys.stderr)
+        return error.exit_code
     except BadRunFolder as error:
         return refuse([str(error)])
     if as_json:

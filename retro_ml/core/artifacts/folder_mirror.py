@@ -26,7 +26,7 @@ class FolderMirror(Mirror):
     Args:
         folder: where the files are, or will be.
         remote: the same folder in storage.
-        names: of the files.
+        names: gives those of the files, as they are now.
         before_sending: called at the beginning of each pass.
     """
 
@@ -34,7 +34,7 @@ class FolderMirror(Mirror):
         self,
         folder: Path,
         remote: RemoteFolder,
-        names: Sequence[str],
+        names: Callable[[], Sequence[str]],
         *,
         interval_s: float = INTERVAL_S,
         before_sending: Callable[[], None] | None = None,
@@ -49,14 +49,14 @@ class FolderMirror(Mirror):
 
     def list_missing(self) -> list[str]:
         """Files that are not in storage as they are here."""
-        return [name for name in self._names if self._is_new(name)]
+        return [name for name in self._names() if self._is_new(name)]
 
     def _send(self) -> None:
         with ExitStack() as opened:
             if self._before_sending is not None:
                 self._before_sending()
             files: dict[str, IO[bytes]] = {}
-            for name in reversed(self._names):
+            for name in reversed(self._names()):
                 if self._is_new(name):
                     files[name] = opened.enter_context((self._folder / name).open("rb"))
             for name, file in reversed(files.items()):

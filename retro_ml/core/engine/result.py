@@ -1,6 +1,6 @@
 """What a run hands back."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,5 +35,5 @@ class ExperimentResult:
         """The same as JSON types, paths as text."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.storage is not None:
-            values["storage"] = {**asdict(self.storage), "complete": self.storage.complete}
+            values["storage"] = self.storage.as_dict()
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}

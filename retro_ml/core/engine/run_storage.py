@@ -13,7 +13,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,10 @@ class Delivery:
         """Whether all of it is there."""
         return not self.missing and self.error is None
 
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON types."""
+        return {**asdict(self), "complete": self.complete}
+
 
 class RunStorage:
     """The storage of one run whose claim this driver holds.
@@ -78,7 +82,10 @@ class RunStorage:
         self._bus: MetricEventBus | None = None
         self._last_checkpoint: str | None = None
         self._files = FolderMirror(
-            paths.experiment_dir, self._run, paths.sent_names, before_sending=self._before_sending
+            paths.experiment_dir,
+            self._run,
+            paths.find_sent_names,
+            before_sending=self._before_sending,
         )
         self._checkpoints = CheckpointMirror(
             paths.checkpoints_dir,
@@ -339,9 +346,10 @@ def _replace_local(
         else:
             shutil.rmtree(aside, ignore_errors=True)
     notice(f"fetching the run from {run.uri}")
-    for name in paths.sent_names:
+    for name in paths.choose_sent_names(run.list()):
         target = folder / name
-        building = target.with_name(f".{name}.tmp")
+        target.parent.mkdir(exist_ok=True)
+        building = target.with_name(f".{target.name}.tmp")
         try:
             run.download(name, building)
             os.replace(building, target)

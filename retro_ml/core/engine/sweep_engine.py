@@ -9,6 +9,7 @@ from the trial's beginning to its end, so a thousand trials hold no more files o
 run.
 """
 
+import dataclasses
 import logging
 import sys
 import time
@@ -26,6 +27,7 @@ from retro_ml.core.engine.sweep_board import SweepBoard
 from retro_ml.core.engine.sweep_folder import load_trial_status, open_sweep
 from retro_ml.core.engine.sweep_progress import SweepProgress, build_sweep_progress
 from retro_ml.core.engine.sweep_result import SweepResult
+from retro_ml.core.engine.sweep_storage import SweepStorage
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.search import NoFittingValues, OptunaSearch
 from retro_ml.core.experiments.sweep_config import SweepConfig
@@ -66,6 +68,7 @@ class SweepEngine:
         self._progress = SweepProgress()
         self._stop = StopSignals(on_first=self._ask_to_stop, before_exit=lambda: None)
         self._stopping = False
+        self._storage = SweepStorage(config)
         self.ended_before: list[str] = []
 
     def run(self) -> SweepResult:
@@ -80,6 +83,7 @@ class SweepEngine:
         opened = open_sweep(self._config, self._options, notice=self._progress.notice)
         try:
             self._read_past()
+            self._storage.start()
             with (
                 RunLog(
                     self._config.paths.log_path, notice=self._progress.notice, trials=self._logs
@@ -91,6 +95,7 @@ class SweepEngine:
                 error = self._train() or log.error or self._board.error
                 result = self._result(error, took_s=time.monotonic() - started_s)
                 logger.info("%s, exit code %d", result.state, result.exit_code)
+            result = self._deliver(result)
         finally:
             opened.lock.release()
         self._progress.summarize_sweep(result)
@@ -133,7 +138,7 @@ class SweepEngine:
         self._logs.speaking = None
         self._logs.close_file(name)
         del self._buses[name]
-        session.release()
+        self._storage.take(session.opened)
         standing = self._board[name]
         standing.state, standing.error, standing.steps_per_s = end.state, end.error, None
         if end.state in {"completed", "stopped", "failed"}:
@@ -215,8 +220,8 @@ class SweepEngine:
             self._progress.trial_ended(standing)
             return None
         if opened.finished is not None:
-            opened.lock.release()
-            standing.state = "completed"
+            self._storage.take(opened)
+            self._board.take_status(standing, opened.finished)
             return None
         session = RunSession(opened, self._bus)
         self._sessions[name] = session
@@ -301,6 +306,16 @@ class SweepEngine:
         if budget is not None and self._board.agent_steps >= budget:
             return f"the budget of {budget:,} agent steps is spent"
         return None
+
+    def _deliver(self, result: SweepResult) -> SweepResult:
+        """Waits for what is still to be sent; a signal ends the waiting."""
+        restore_terminal = self._progress.restore_terminal
+        with StopSignals(on_first=self._storage.give_up, before_exit=restore_terminal):
+            delivery = self._storage.finish()
+        if delivery is None:
+            return result
+        code = result.exit_code or (0 if delivery.complete else LaunchError.exit_code)
+        return dataclasses.replace(result, storage=delivery, exit_code=code)
 
     def _ask_to_stop(self) -> None:
         self._stopping = True

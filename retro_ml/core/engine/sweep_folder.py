@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from retro_ml.core.artifacts.remote_folder import ObjectMissing, RemoteFolder, StorageError
 from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically
-from retro_ml.core.engine.run_folder import BadRunFolder, read_small
+from retro_ml.core.engine.run_folder import BadRunFolder, BadStorage, read_small
 from retro_ml.core.engine.run_lock import RunLock, RunLocked
+from retro_ml.core.engine.run_storage import PATIENCE_S, move_aside
+from retro_ml.core.engine.sweep_storage import fetch_past, fetch_sweep
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.sweep_config import NOT_COMPARED, SweepConfig, sweep_faults
 
@@ -43,14 +47,15 @@ def open_sweep(
     """
     folder, path = config.paths.sweep_dir, config.paths.spec_path
     notices: tuple[str, ...] = ()
-    if options.restart_behavior == "fail" and os.path.lexists(folder):
+    remote = find_sweep(config) if options.restart_behavior != "resume" else None
+    if options.restart_behavior == "fail" and (os.path.lexists(folder) or remote):
         raise _refusal(
             config,
-            f"{folder} exists already; choose another --name, or --restart-behavior resume or "
+            f"{remote.uri if remote else folder} exists already; choose another --name, or --restart-behavior resume or "
             "restart",
         )
-    if options.restart_behavior == "restart" and path.exists():
-        notices = (f"the old sweep is in {_move_aside(config, notice)}",)
+    if options.restart_behavior == "restart" and (path.exists() or remote):
+        notices = (f"the old sweep is in {_move_aside(config, remote, notice)}",)
     made = _make_folder(config)
     try:
         lock = _lock(config, notice)
@@ -58,10 +63,14 @@ def open_sweep(
         _remove(made)
         raise
     try:
+        with _storage_faults(config):
+            fetch_sweep(config.paths)
         if path.exists():
             _compare(config)
         else:
             _refuse_foreign(config)
+        with _storage_faults(config):
+            fetch_past(config.trials, notice=notice)
         text = config.model_dump_json(indent=2) + "\n"
         replace_atomically(path, lambda file: file.write(text.encode()))
     except (BadRunFolder, ArtifactError) as error:
@@ -135,18 +144,50 @@ def _lock(config: SweepConfig, notice: Callable[[str], None]) -> RunLock:
     return lock
 
 
-def _move_aside(config: SweepConfig, notice: Callable[[str], None]) -> Path:
-    folder = config.paths.sweep_dir
-    lock = _lock(config, notice)
-    aside = folder.with_name(f"{folder.name}.before-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+def find_sweep(config: SweepConfig) -> RemoteFolder | None:
+    """The sweep's folder in storage, if one is there."""
+    uri = config.paths.storage_uri
+    if uri is None:
+        return None
+    remote = RemoteFolder(uri, patience_s=PATIENCE_S)
+    with _storage_faults(config):
+        try:
+            remote.get(config.paths.spec_path.name)
+        except ObjectMissing:
+            return None
+    return remote
+
+
+@contextmanager
+def _storage_faults(config: SweepConfig) -> Iterator[None]:
     try:
+        yield
+    except StorageError as error:
+        raise BadStorage(f"output_dir: {config.output_dir} -> {error}") from None
+    except OSError as error:
+        raise _cannot_make(config, error) from None
+
+
+def _move_aside(
+    config: SweepConfig, remote: RemoteFolder | None, notice: Callable[[str], None]
+) -> Path | str:
+    folder = config.paths.sweep_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock(config, notice)
+    stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    aside = folder.with_name(f"{folder.name}.before-{stamp}")
+    there: str | None = None
+    try:
+        if remote is not None:
+            with _storage_faults(config):
+                there = move_aside(remote, stamp).uri
         os.rename(folder, aside)
     except OSError as error:
         raise _cannot_make(config, error) from None
     finally:
         lock.release()
     (aside / config.paths.lock_path.name).unlink(missing_ok=True)
-    return aside
+    return there or aside
 
 
 def _make_folder(config: SweepConfig) -> list[Path]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from retro_ml.core.artifacts.leaderboard import Combination, Standing, rank_combinations
+from retro_ml.core.engine.run_storage import Delivery
 from retro_ml.core.experiments.sweep_paths import SweepPaths
 
 
@@ -22,6 +23,8 @@ class SweepResult:
     paths: SweepPaths
     standings: tuple[Standing, ...]
     took_s: float
+    storage: Delivery | None = None
+    """What of the files is in the storage that `output_dir` names, None for a folder."""
 
     @property
     def success(self) -> bool:
@@ -45,7 +48,9 @@ class SweepResult:
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON types, paths as text."""
-        return {
+        storage = self.storage
+        sent = {} if storage is None else {"storage": storage.as_dict()}
+        return sent | {
             "sweep_id": self.sweep_id,
             "success": self.success,
             "state": self.state,

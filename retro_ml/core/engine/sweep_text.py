@@ -10,7 +10,7 @@ from retro_ml.core.artifacts.leaderboard import (
     mean_normalised,
     settings_words,
 )
-from retro_ml.core.engine.progress_text import duration, score_words, shown_path
+from retro_ml.core.engine.progress_text import delivery_words, duration, score_words, shown_path
 from retro_ml.core.engine.sweep_board import SweepBoard
 from retro_ml.core.engine.sweep_result import SweepResult
 
@@ -97,6 +97,8 @@ def summary_lines(result: SweepResult, *, normalise: Normalise) -> list[tuple[st
         lines.append(("failed", f"and {len(failed) - _MOST_FAILED:,} more"))
     lines.append(("files", shown_path(result.sweep_dir)))
     lines.append(("table", shown_path(result.paths.leaderboard_csv_path)))
+    if result.storage is not None:
+        lines.append(("storage", delivery_words(result.storage)))
     return lines
 
 

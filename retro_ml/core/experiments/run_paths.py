@@ -6,6 +6,8 @@ own, so a path that leaves the driver has to be taken from there.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,11 @@ from retro_ml.core.experiments.locations import is_uri, local_dir
 
 STATUS_NAME = "status.json"
 CLAIM_NAME = "claim.json"
+
+_SENT_NAME = re.compile(
+    r"videos/[A-Za-z0-9][A-Za-z0-9-]*\.mp4|tensorboard/events\.out\.tfevents\.[A-Za-z0-9._-]+",
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True)
@@ -103,8 +110,7 @@ class RunPaths:
         """The checkpoint taken after `agent_steps`."""
         return self.checkpoints_dir / f"step-{agent_steps}"
 
-    @property
-    def sent_names(self) -> tuple[str, ...]:
+    def find_sent_names(self) -> tuple[str, ...]:
         """Files that are sent to storage, the status last; checkpoints are sent apart."""
         paths = (
             self.initial_weights_path,
@@ -114,9 +120,16 @@ class RunPaths:
             self.events_path,
             self.metrics_json_path,
             self.model_path,
+            *sorted(self.tensorboard_dir.glob("events.out.tfevents.*")),
+            *sorted(self.videos_dir.glob("*.mp4")),
             self.status_path,
         )
-        return tuple(path.name for path in paths)
+        return tuple(path.relative_to(self.experiment_dir).as_posix() for path in paths)
+
+    def choose_sent_names(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Those of `names` that `find_sent_names` gives where their files are; no other path."""
+        known = self.find_sent_names()
+        return tuple(name for name in names if name in known or _SENT_NAME.fullmatch(name))
 
     @property
     def videos_dir(self) -> Path:

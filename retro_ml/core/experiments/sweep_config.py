@@ -28,6 +28,7 @@ from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.distributions import Distribution, parse_distribution
 from retro_ml.core.experiments.faults import describe_faults, raise_faults, raise_lines
 from retro_ml.core.experiments.fields import FrozenModel, Real, Text, Whole
+from retro_ml.core.experiments.locations import is_uri, normalize_uri
 from retro_ml.core.experiments.sections import MAX_AGENT_STEPS
 from retro_ml.core.experiments.seeds import MAX_SEED
 from retro_ml.core.experiments.sweep_paths import SweepPaths
@@ -198,7 +199,7 @@ class SweepConfig(FrozenModel):
     def _check_output_dir(cls, path: str) -> str:
         if not path.strip() or "\0" in path:
             raise ValueError("a folder's path, e.g. runs")
-        return os.path.expanduser(path)
+        return normalize_uri(path) if is_uri(path.strip()) else os.path.expanduser(path)
 
     @field_validator("search", "scheduler", mode="before")
     @classmethod
@@ -301,7 +302,7 @@ class SweepConfig(FrozenModel):
             samples=self.samples,
             seed=self.seed,
             on_demand=self.search == "optuna",
-            output_dir=str(self.paths.sweep_dir),
+            output_dir=self.paths.trials_dir,
         )
         raise_lines(lines)
         self._trials = tuple(trials)

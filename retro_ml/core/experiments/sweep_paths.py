@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from retro_ml.core.experiments.locations import is_uri, local_dir
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,33 @@ class SweepPaths:
 
     @property
     def sweep_dir(self) -> Path:
-        """The sweep's folder, which is its trials' output_dir."""
-        return Path(os.path.abspath(self.output_dir)) / self.name
+        """The sweep's folder, which its trials' are in.
+
+        The staging place where `output_dir` is a URI.
+        """
+        return local_dir(self.output_dir) / self.name
+
+    @property
+    def storage_uri(self) -> str | None:
+        """Where the sweep's files are sent to; None where they stay in the folder."""
+        return f"{self.output_dir}/{self.name}" if is_uri(self.output_dir) else None
+
+    @property
+    def trials_dir(self) -> str:
+        """The trials' output_dir."""
+        return self.storage_uri or str(self.sweep_dir)
+
+    @property
+    def sent_names(self) -> tuple[str, ...]:
+        """The sweep's own files that are sent to storage, the status last."""
+        paths = (
+            self.spec_path,
+            self.log_path,
+            self.leaderboard_csv_path,
+            self.leaderboard_json_path,
+            self.status_path,
+        )
+        return tuple(path.name for path in paths)
 
     @property
     def spec_path(self) -> Path:
