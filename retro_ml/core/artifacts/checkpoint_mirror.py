@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Collection
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -250,6 +250,7 @@ def _fetch(remote: RemoteFolder, steps: int, root: Path, objects: Collection[str
         if not is_of_checkpoints(name, file):
             raise CheckpointError(f"{where}: {shown} leads out of the run's checkpoints")
         if _resolve(steps, file) not in objects:
+            _disown(remote, name)
             raise CheckpointError(f"{where}: {shown} is missing")
     root.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
@@ -260,12 +261,25 @@ def _fetch(remote: RemoteFolder, steps: int, root: Path, objects: Collection[str
                 target.parent.mkdir(parents=True, exist_ok=True)
                 remote.download(_resolve(steps, file), target)
         (building / MANIFEST_NAME).write_bytes(content)
-        verify_checkpoint(building)
+        try:
+            verify_checkpoint(building)
+        except CheckpointError:
+            _disown(remote, name)
+            raise
         shutil.rmtree(root / name, ignore_errors=True)
         os.rename(building, root / name)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return root / name
+
+
+def _disown(remote: RemoteFolder, name: str) -> None:
+    """A damaged checkpoint counts no more.
+
+    Trained again it may come out the same, manifest and all, and must be sent again then.
+    """
+    with suppress(StorageError):
+        remote.delete(f"{name}/{MANIFEST_NAME}")
 
 
 def _steps_of(objects: Collection[str]) -> list[int]:

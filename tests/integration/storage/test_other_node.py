@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,17 @@ class Nodes:
                 self.kill(node)
 
     def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
-        with (self._folder / f"node-{len(self._started)}.txt").open("wb") as output:
+        said = self._folder / f"node-{len(self._started)}.txt"
+        with said.open("wb") as output:
             node = subprocess.Popen(
                 command, env=self.environment, stdout=output, stderr=output, cwd=self._folder
             )
         self._started.append(node)
+        end_s = time.monotonic() + TIMEOUT_S
+        while b"Ray runtime started" not in said.read_bytes():
+            assert node.poll() is None, said.read_text()
+            assert time.monotonic() < end_s
+            time.sleep(0.1)
         return node
 
 
@@ -105,7 +112,7 @@ def test_a_trial_on_another_node_goes_by_storage_and_survives_its_node(
 ) -> None:
     first = nodes.add_worker()
     command = [sys.executable, "-m", "retro_ml.run", "--game-id", "breakout", "--algorithm", "A2C"]
-    command += ["-n", "30000", "--seed", "1", "--ray-address", nodes.address]
+    command += ["-n", "8000", "--seed", "1", "--ray-address", nodes.address]
     command += ["--output-dir", "s3://runs/lab", "--experiment-id", "x", "--set", "use_gpu=false"]
     command += ["--set", "checkpointing.every_steps=2080", "--set", "resources.num_cpus=1"]
     run = subprocess.Popen(command, env=nodes.environment, stderr=subprocess.PIPE, text=True)
@@ -125,7 +132,7 @@ def test_a_trial_on_another_node_goes_by_storage_and_survives_its_node(
     here = staging_dir("s3://runs/lab") / "x"
     assert not (here / "checkpoints").exists()
     steps = [r["step"] for r in read_rows(here / "metrics.csv") if r["type"] == "training_step"]
-    assert steps == list(range(1040, 30161, 1040))
+    assert steps == list(range(1040, 8321, 1040))
     there = s3.objects("runs")
     assert there["lab/x/model.zip"] == (here / "model.zip").read_bytes()
-    assert "lab/x/checkpoints/step-30160/manifest.json" in there
+    assert "lab/x/checkpoints/step-8320/manifest.json" in there

@@ -269,6 +269,9 @@ def test_a_damaged_checkpoint_in_storage_is_left_for_the_one_before(
     s3.client().put_object(Bucket="runs", Key=key, Body=flipped)
     _, trial = run(train_all)
     assert trial.restore_from == make_config().paths.checkpoint_dir(20)
+    # Trained again, it is sent again.
+    here = make_config().paths.checkpoint_dir(30) / "module.safetensors"
+    assert s3.objects("runs")[key] == here.read_bytes()
 
 
 def test_newer_work_of_another_machine_takes_the_place_of_what_is_here(

@@ -91,6 +91,7 @@ def test_a_torn_file_is_left_for_the_one_before(remote: RemoteFolder, tmp_path: 
     assert found.agent_steps == 10
     assert "step-30: b is missing" in faults[0]
     assert "a is not what was saved" in faults[1]
+    assert [name for name in remote.list() if "manifest" in name] == ["step-10/manifest.json"]
     assert {path.name for path in (tmp_path / "here").iterdir()} == {"step-10"}
 
 
