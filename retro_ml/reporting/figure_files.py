@@ -48,6 +48,7 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 2.0,
     "lines.solid_capstyle": "round",
     "path.simplify": True,
+    "text.parse_math": False,
     "svg.fonttype": "none",
     # Without it every drawing of the same data would be another file.
     "svg.hashsalt": "retro_ml",
