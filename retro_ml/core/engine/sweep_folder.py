@@ -51,8 +51,8 @@ def open_sweep(
     if options.restart_behavior == "fail" and (os.path.lexists(folder) or remote):
         raise _refusal(
             config,
-            f"{remote.uri if remote else folder} exists already; choose another --name, or --restart-behavior resume or "
-            "restart",
+            f"{remote.uri if remote else folder} exists already; choose another --name, or "
+            "--restart-behavior resume or restart",
         )
     if options.restart_behavior == "restart" and (path.exists() or remote):
         notices = (f"the old sweep is in {_move_aside(config, remote, notice)}",)

@@ -88,6 +88,12 @@ def test_the_image_runs_as_a_number_behind_an_init() -> None:
     assert FINAL.index("USER ") > FINAL.index("RUN ")
 
 
+def test_a_job_that_is_stopped_has_time_for_a_checkpoint() -> None:
+    waits = re.search(r"RAY_JOB_STOP_WAIT_TIME_S=(\d+)", FINAL)
+    assert waits is not None
+    assert int(waits[1]) >= 60
+
+
 def test_nothing_is_installed_in_the_final_stage() -> None:
     assert "apt-get" not in FINAL
     assert " install --require" not in FINAL
