@@ -21,9 +21,7 @@ from retro_ml.core.artifacts.checkpoint_mirror import (
     list_checkpoints,
 )
 from retro_ml.core.artifacts.folder_mirror import FolderMirror
-from retro_ml.core.artifacts.remote_folder import (
-    StorageError,
-)
+from retro_ml.core.artifacts.remote_folder import StorageError
 from retro_ml.core.artifacts.run_writer import RunWriter
 from retro_ml.core.artifacts.status import note_storage
 from retro_ml.core.artifacts.storage import ArtifactError
