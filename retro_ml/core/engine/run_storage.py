@@ -134,6 +134,8 @@ class RunStorage:
 
         Whoever ends many runs calls this for each as it ends, and `deliver` for all at last.
         """
+        if self._untouched:
+            return
         self._delivering = True
         for mirror in (self._checkpoints, self._files):
             mirror.level = logging.INFO  # the run's log is closed, and the summary tells it
