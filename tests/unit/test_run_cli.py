@@ -49,7 +49,9 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def run_experiment(config: ExperimentConfig, *, options: RunOptions) -> SimpleNamespace:
         calls.append((config, options))
-        return SimpleNamespace(exit_code=1, error="no luck", as_dict=lambda: {"success": False})
+        return SimpleNamespace(
+            exit_code=1, error="no luck", storage=None, as_dict=lambda: {"success": False}
+        )
 
     api = ModuleType("retro_ml.api")
     api.run_experiment = run_experiment  # type: ignore[attr-defined]

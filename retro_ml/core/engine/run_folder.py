@@ -29,7 +29,8 @@ from retro_ml.core.artifacts.remote_folder import RemoteFolder, StorageError
 from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically
 from retro_ml.core.engine.run_claim import outlive, read_claim
 from retro_ml.core.engine.run_lock import RunLock, RunLocked
-from retro_ml.core.engine.run_storage import RunStorage, find_run, move_aside, open_storage
+from retro_ml.core.engine.run_storage import RunStorage
+from retro_ml.core.engine.storage_opening import find_run, move_aside, open_storage
 from retro_ml.core.experiments.config import ExperimentConfig, config_faults
 from retro_ml.core.experiments.differences import continue_config, describe_differences
 from retro_ml.core.experiments.options import RunOptions

@@ -17,7 +17,8 @@ from retro_ml.core.artifacts.remote_folder import ObjectMissing, RemoteFolder, S
 from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically
 from retro_ml.core.engine.run_folder import BadRunFolder, BadStorage, read_small
 from retro_ml.core.engine.run_lock import RunLock, RunLocked
-from retro_ml.core.engine.run_storage import PATIENCE_S, move_aside
+from retro_ml.core.engine.run_storage import PATIENCE_S
+from retro_ml.core.engine.storage_opening import move_aside
 from retro_ml.core.engine.sweep_storage import fetch_past, fetch_sweep
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.sweep_config import NOT_COMPARED, SweepConfig, sweep_faults

@@ -18,7 +18,8 @@ from retro_ml.core.artifacts.remote_folder import (
 )
 from retro_ml.core.artifacts.storage import replace_atomically
 from retro_ml.core.engine.run_folder import OpenRun
-from retro_ml.core.engine.run_storage import PATIENCE_S, Delivery, RunStorage, prove_writable
+from retro_ml.core.engine.run_storage import PATIENCE_S, Delivery, RunStorage
+from retro_ml.core.engine.storage_opening import prove_writable
 from retro_ml.core.experiments.sweep_config import SweepConfig
 from retro_ml.core.experiments.sweep_paths import SweepPaths
 from retro_ml.core.experiments.sweep_trials import PlannedTrial

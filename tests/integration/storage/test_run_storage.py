@@ -19,7 +19,7 @@ from retro_ml.core.artifacts.checkpoint_files import prune_checkpoints, save_che
 from retro_ml.core.artifacts.checkpoint_mirror import CheckpointMirror
 from retro_ml.core.artifacts.metrics_file import read_rows
 from retro_ml.core.artifacts.remote_folder import RemoteFolder
-from retro_ml.core.engine import run_claim, run_storage
+from retro_ml.core.engine import run_claim, storage_opening
 from retro_ml.core.engine.launcher import Trial, TrialEnd
 from retro_ml.core.engine.result import ExperimentResult
 from retro_ml.core.engine.run_claim import Claim
@@ -93,7 +93,7 @@ def save(into: Path, step: int) -> list[Path]:
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RETRO_ML_STAGING", str(tmp_path / "staging"))
     monkeypatch.setattr(mirror_module, "GIVE_UP_S", 2.0)
-    monkeypatch.setattr(run_storage, "BACKGROUND_PATIENCE_S", 1.0)
+    monkeypatch.setattr(storage_opening, "BACKGROUND_PATIENCE_S", 1.0)
     monkeypatch.setattr(mirror_module, "FIRST_PAUSE_S", 0.2)
 
 

@@ -143,7 +143,11 @@ def test_a_bucket_takes_a_secret_and_no_volume() -> None:
         ("cpu", {"resources": {"num_gpus": 2}}, "resources.num_gpus: 2 -> 0, or an overlay"),
         ("gpu", {"use_gpu": False}, "use_gpu: false -> leave it out"),
         ("gpu", {"resources": {"num_gpus": 0}}, "resources.num_gpus: 0 -> leave it out"),
-        ("cpu", {"output_dir": "gs://x"}, "output_dir: gs://x -> a folder or s3://BUCKET"),
+        (
+            "cpu",
+            {"output_dir": "gs://bucket"},
+            "output_dir: gs://bucket -> a folder or s3://BUCKET",
+        ),
         ("cpu", {"output_dir": "../x"}, "output_dir: ../x -> a folder below /runs"),
         ("cpu", {"output_dir": "/"}, "output_dir: / -> a folder that a volume"),
         ("cpu", {"output_dir": "/etc/x"}, "output_dir: /etc/x -> a folder that a volume"),

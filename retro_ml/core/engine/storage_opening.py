@@ -1,0 +1,140 @@
+"""Opening a run in storage: proved writable, claimed, what is newer there brought here."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from retro_ml.core.artifacts.remote_folder import (
+    BACKGROUND_PATIENCE_S,
+    ObjectMissing,
+    RemoteFolder,
+    StorageError,
+)
+from retro_ml.core.engine.run_claim import Claim, ClaimKeeper, outlive, read_claim
+from retro_ml.core.engine.run_storage import PATIENCE_S, RunStorage
+from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.core.experiments.run_paths import CLAIM_NAME
+
+_proved: set[str] = set()
+
+
+def find_run(config: ExperimentConfig) -> RemoteFolder | None:
+    """The run's folder in storage if it holds a run; None otherwise. Raises StorageError."""
+    uri = config.paths.storage_uri
+    if uri is None:
+        return None
+    run = RemoteFolder(uri, patience_s=PATIENCE_S)
+    try:
+        run.get(config.paths.config_path.name)
+    except ObjectMissing:
+        return None
+    return run
+
+
+def open_storage(config: ExperimentConfig, *, notice: Callable[[str], None]) -> RunStorage | None:
+    """Claims the run in storage and brings here what is newer there.
+
+    To be called under the lock of the run's folder.
+
+    Returns:
+        None where `output_dir` is no URI.
+
+    Raises:
+        StorageError: storage cannot be used; the message says why.
+        RunLocked: another driver holds the run.
+        OSError, ArtifactError: the staging place cannot be written.
+    """
+    uri = config.paths.storage_uri
+    if uri is None:
+        return None
+    prove_writable(config.output_dir)
+    paths, run = config.paths, RemoteFolder(uri, patience_s=PATIENCE_S)
+    there = read_claim(run)
+    outlive(there, run, notice=notice)
+    here = _read_here(paths.claim_path)
+    if there is not None and not _is_newest(here, there) and find_run(config) is not None:
+        _replace_local(config, run, keep_aside=here is None or not here.complete, notice=notice)
+    generation = 1 + max(claim.generation if claim else 0 for claim in (here, there))
+    keeper = ClaimKeeper(RemoteFolder(uri, patience_s=BACKGROUND_PATIENCE_S), generation=generation)
+    # Here first: were it there first, a kill in between would make this folder look outdated.
+    keeper.claim.save(paths.claim_path)
+    run.put(CLAIM_NAME, keeper.claim.write())
+    keeper.start()
+    untouched = there is not None and there.complete
+    return RunStorage(config, keeper, untouched=untouched)
+
+
+def prove_writable(uri: str) -> None:
+    """Writes, reads and deletes an object; once in a process for each URI. Raises StorageError."""
+    if uri in _proved:
+        return
+    folder = RemoteFolder(uri, patience_s=PATIENCE_S)
+    name, content = f".probe-{secrets.token_hex(8)}", secrets.token_bytes(16)
+    folder.put(name, content)
+    if folder.get(name) != content:
+        raise StorageError(f"{uri} gives back another content than was written; is it a cache?")
+    folder.delete(name)
+    _proved.add(uri)
+
+
+def move_aside(run: RemoteFolder, stamp: str) -> RemoteFolder:
+    """Moves a run in storage out of the way. Raises StorageError."""
+    aside = RemoteFolder(f"{run.uri}.before-{stamp}", patience_s=PATIENCE_S)
+    for name in run.list():
+        if name != CLAIM_NAME:
+            run.move(name, aside)
+    return aside
+
+
+def _read_here(path: Path) -> Claim | None:
+    try:
+        return Claim.read(path.read_bytes())
+    except OSError:
+        return None
+
+
+def _is_newest(here: Claim | None, there: Claim) -> bool:
+    """Whether no other driver has worked on the run since the one that left this folder."""
+    if here is None or here.generation < there.generation:
+        return False
+    return here.generation > there.generation or here.nonce == there.nonce
+
+
+def _replace_local(
+    config: ExperimentConfig,
+    run: RemoteFolder,
+    *,
+    keep_aside: bool,
+    notice: Callable[[str], None],
+) -> None:
+    """The run's files as storage has them; checkpoints come when it is known which."""
+    paths = config.paths
+    folder = paths.experiment_dir
+    if paths.config_path.exists():
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        aside = folder.with_name(f"{folder.name}.before-{stamp}")
+        aside.mkdir()
+        for path in folder.iterdir():
+            if path != paths.lock_path:
+                os.rename(path, aside / path.name)
+        if keep_aside:
+            notice(f"storage has newer work than this machine; what was here is in {aside}")
+        else:
+            shutil.rmtree(aside, ignore_errors=True)
+    notice(f"fetching the run from {run.uri}")
+    for name in paths.choose_sent_names(run.list()):
+        target = folder / name
+        target.parent.mkdir(exist_ok=True)
+        building = target.with_name(f".{target.name}.tmp")
+        try:
+            run.download(name, building)
+            os.replace(building, target)
+        except ObjectMissing:
+            continue
+        finally:
+            building.unlink(missing_ok=True)
