@@ -89,7 +89,7 @@ def check_nodes(
         _check_roms(answers, roms),
         Check(
             "storage",
-            f"{', '.join(folders)}: written and read by each node",
+            f"{', '.join(_shown(folder) for folder in folders)}: written and read by each node",
             _join(
                 storage_faults,
                 "give a folder that all nodes share and may write, or s3://... (--output-dir)",
@@ -297,6 +297,11 @@ def _storage_of(config: ExperimentConfig) -> str:
     if "://" in config.output_dir:
         return config.output_dir.rstrip("/")
     return config.experiment_dir.parent.as_uri()
+
+
+def _shown(folder: str) -> str:
+    """A URI as people write it."""
+    return folder.removeprefix("file://")
 
 
 def _join(faults: Sequence[str], remedy: str = "") -> str | None:

@@ -9,6 +9,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from retro_ml.core.artifacts.disk_pace import PACE
 from retro_ml.core.artifacts.run_writer import RunWriter, plain
 from retro_ml.core.artifacts.storage import replace_atomically
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent
@@ -81,7 +82,8 @@ class StatusWriter(RunWriter):
             case _:
                 return
         ordinary = event.event_type is EventType.TRAINING_STEP
-        if not ordinary or time.monotonic() - self._saved_at_s >= _INTERVAL_S:
+        due = time.monotonic() - self._saved_at_s >= _INTERVAL_S
+        if not ordinary or (due and PACE.allows()):
             self._save()
 
     def _set_step(self, step: int) -> None:
@@ -92,7 +94,8 @@ class StatusWriter(RunWriter):
         self._saved_at_s = time.monotonic()
         self._status["updated_at"] = _now()
         text = json.dumps(self._status, indent=2, allow_nan=False) + "\n"
-        replace_atomically(self._path, lambda file: file.write(text.encode()))
+        with PACE.timed():
+            replace_atomically(self._path, lambda file: file.write(text.encode()))
 
 
 def _now() -> str:
