@@ -77,7 +77,7 @@ def check_nodes(
         answers, silent = _ask(nodes, roms=roms, probes=probes)
         unread = [fault for probe in probes for fault in _read_back(probe, answers)]
     storage_faults += [
-        f"{name} cannot use {folder}: {error}"
+        f"{name} cannot use {_shown(folder)}: {error}"
         for name, answer in answers.items()
         for folder, error in answer["storage"].items()
     ]
@@ -272,7 +272,7 @@ def _probes(folders: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
             StorageFolder(probe).put(DRIVER_FILE, probe.encode())
             probes.append(probe)
         except Exception as error:  # as in look_around
-            faults.append(f"the driver cannot write {folder}: {first_line(error)}")
+            faults.append(f"the driver cannot write {_shown(folder)}: {first_line(error)}")
     try:
         yield probes, faults
     finally:
@@ -289,7 +289,7 @@ def _read_back(probe: str, answers: dict[str, dict[str, Any]]) -> Iterator[str]:
         node_id = name.rpartition("(")[2].rstrip(")")
         wrote = folder not in answer["storage"]
         if wrote and not any(file.startswith(node_id) for file in found):
-            yield f"what {name} writes to {folder} is not seen by the driver"
+            yield f"what {name} writes to {_shown(folder)} is not seen by the driver"
 
 
 def _storage_of(config: ExperimentConfig) -> str:
