@@ -260,7 +260,7 @@ def _check_installed() -> None:
         import aiohttp  # noqa: F401
     except ImportError:
         raise LaunchError(
-            "Ray's jobs API is not installed here -> pip install 'retro_ml[cluster]'"
+            f"Ray's jobs API is not installed here -> pip install 'ray[default]=={ray.__version__}'"
         ) from None
 
 

@@ -77,7 +77,7 @@ def check_nodes(
         answers, silent = _ask(nodes, roms=roms, probes=probes)
         unread = [fault for probe in probes for fault in _read_back(probe, answers)]
     storage_faults += [
-        f"{name} cannot use {folder}: {error}"
+        f"{name} cannot use {_shown(folder)}: {error}"
         for name, answer in answers.items()
         for folder, error in answer["storage"].items()
     ]
@@ -89,7 +89,7 @@ def check_nodes(
         _check_roms(answers, roms),
         Check(
             "storage",
-            f"{', '.join(folders)}: written and read by each node",
+            f"{', '.join(_shown(folder) for folder in folders)}: written and read by each node",
             _join(
                 storage_faults,
                 "give a folder that all nodes share and may write, or s3://... (--output-dir)",
@@ -272,7 +272,7 @@ def _probes(folders: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
             StorageFolder(probe).put(DRIVER_FILE, probe.encode())
             probes.append(probe)
         except Exception as error:  # as in look_around
-            faults.append(f"the driver cannot write {folder}: {first_line(error)}")
+            faults.append(f"the driver cannot write {_shown(folder)}: {first_line(error)}")
     try:
         yield probes, faults
     finally:
@@ -289,7 +289,7 @@ def _read_back(probe: str, answers: dict[str, dict[str, Any]]) -> Iterator[str]:
         node_id = name.rpartition("(")[2].rstrip(")")
         wrote = folder not in answer["storage"]
         if wrote and not any(file.startswith(node_id) for file in found):
-            yield f"what {name} writes to {folder} is not seen by the driver"
+            yield f"what {name} writes to {_shown(folder)} is not seen by the driver"
 
 
 def _storage_of(config: ExperimentConfig) -> str:
@@ -297,6 +297,11 @@ def _storage_of(config: ExperimentConfig) -> str:
     if "://" in config.output_dir:
         return config.output_dir.rstrip("/")
     return config.experiment_dir.parent.as_uri()
+
+
+def _shown(folder: str) -> str:
+    """A URI as people write it."""
+    return folder.removeprefix("file://")
 
 
 def _join(faults: Sequence[str], remedy: str = "") -> str | None:

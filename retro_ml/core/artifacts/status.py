@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retro_ml.core.artifacts.disk_pace import PACE
 from retro_ml.core.artifacts.run_writer import RunWriter, plain
 from retro_ml.core.artifacts.storage import replace_atomically
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent
@@ -87,7 +88,8 @@ class StatusWriter(RunWriter):
             case _:
                 return
         ordinary = event.event_type is EventType.TRAINING_STEP
-        if not ordinary or time.monotonic() - self._saved_at_s >= _INTERVAL_S:
+        due = time.monotonic() - self._saved_at_s >= _INTERVAL_S
+        if not ordinary or (due and PACE.allows()):
             self._save()
 
     def _set_step(self, step: int) -> None:
@@ -99,7 +101,8 @@ class StatusWriter(RunWriter):
         self._status["updated_at"] = _now()
         if self._storage is not None:
             self._status["storage"] = self._storage()
-        _replace(self._path, self._status)
+        with PACE.timed():
+            _replace(self._path, self._status)
 
 
 def note_storage(path: Path, storage: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from retro_ml.core.artifacts.checkpoint_files import (
     CheckpointError,
     load_manifest,
 )
+from retro_ml.core.artifacts.disk_pace import PACE
 from retro_ml.core.artifacts.metrics_file import (
     DATA_COLUMN_NAMES,
     ONLY_IN_EVENTS,
@@ -122,10 +123,13 @@ class _LinesWriter(RunWriter):
         """Take the lines beyond a step out of the closed file."""
 
     def _sync(self, event: MetricEvent) -> None:
-        """Training steps come often and may wait a second; all else is on the disk at once."""
-        if _is_ordinary(event) and time.monotonic() - self._synced_at_s < _SYNC_INTERVAL_S:
+        """Training steps come often and may wait; all else is on the disk at once."""
+        if _is_ordinary(event) and not (
+            time.monotonic() - self._synced_at_s >= _SYNC_INTERVAL_S and PACE.allows()
+        ):
             return
-        self._open().sync()
+        with PACE.timed():
+            self._open().sync()
         self._synced_at_s = time.monotonic()
 
     def _end(self) -> None:
@@ -168,7 +172,7 @@ class MetricsWriter(_LinesWriter):
         size_bytes = self._open().size_bytes
         if size_bytes < _JSON_GROWTH * self._json_size_bytes:
             return False
-        return time.monotonic() >= self._json_due_s
+        return time.monotonic() >= self._json_due_s and PACE.allows()
 
     def _save_json(self, *, next_after_s: float) -> None:
         config = self._config
@@ -180,7 +184,8 @@ class MetricsWriter(_LinesWriter):
         }
         lines = self._open()
         lines.flush()
-        save_metrics_json(self._path, self._json_path, head=head)
+        with PACE.timed():
+            save_metrics_json(self._path, self._json_path, head=head)
         self._json_size_bytes = lines.size_bytes
         self._json_due_s = time.monotonic() + next_after_s
 
