@@ -43,9 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             )  # fmt: skip
         folders = [Path(text) for text in flags.folders]
         output = Path(flags.output) if flags.output else folders[0] if len(folders) == 1 else Path()
+        return _report(folders, output=output, flags=flags)
     except UsageError as error:
         return refuse("report", error.faults)
-    return _report(folders, output=output, flags=flags)
+    except KeyboardInterrupt:
+        print("stopped: the report is not complete", file=sys.stderr)
+        return 130
 
 
 def _build_parser() -> Parser:
@@ -85,14 +88,11 @@ def _report(folders: Sequence[Path], *, output: Path, flags: argparse.Namespace)
     try:
         report = write_report(folders, output=output, notice=notice)
     except NothingToReport as error:
-        return refuse("report", error.faults)
+        raise UsageError(error.faults) from None
     except ArtifactError as error:
         text = str(error).replace("another --output-dir", "another --output")
         print(f"error: {as_line(text)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped: the report is not complete", file=sys.stderr)
-        return 130
     for text in report.left_out:
         print(f"warning: left out: {as_line(text)}", file=sys.stderr)
     made = {"page": str(report.page), "folder": str(report.folder), "runs": report.runs,

@@ -26,7 +26,7 @@ def test_both_services_are_told_the_numbers_and_no_file_the_key(tmp_path: Path) 
         "MLFLOW_TRACKING_TOKEN": SECRET,
     }
     words = "--game-id pong -n 256 --seed 1 --experiment-id told --track wandb,mlflow --quiet"
-    settings = "--ppo.rollout-length 16 --resources.num-cpus 1 --no-use-gpu"
+    settings = "--ppo.rollout-length 16 --ppo.minibatch-size 64 --resources.num-cpus 1 --no-use-gpu"
     done = subprocess.run(
         [sys.executable, "-m", "retro_ml.run", *words.split(), *settings.split()],
         check=False,
