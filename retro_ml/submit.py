@@ -167,10 +167,14 @@ def _prepare(flags: argparse.Namespace, words: list[str]) -> tuple[str, list[str
         raise UsageError(["--ray-address: unexpected -> the job runs on the cluster at --address"])
     name = ""
     if words[0] == "run":
-        config, _ = build_experiment(parse_command_line(words[1:]))
-        name, output_dir = config.experiment_id, config.output_dir
-        if not any(word.split("=")[0].replace("_", "-") == "--experiment-id" for word in words):
-            words = [*words, "--experiment-id", name]
+        call = parse_command_line(words[1:])
+        if call.is_sweep:
+            output_dir = str(call.fields.get("output_dir", "runs"))
+        else:
+            config, _ = build_experiment(call)
+            name, output_dir = config.experiment_id, config.output_dir
+            if not any(word.split("=")[0].replace("_", "-") == "--experiment-id" for word in words):
+                words = [*words, "--experiment-id", name]
     else:
         output_dir = _find_output_dir(words)
     if "://" not in output_dir and not os.path.isabs(output_dir):

@@ -44,6 +44,9 @@ examples:
   retro-ml sweep my-sweep.yaml --set max_concurrent=4 --set base.total_timesteps=1_000_000
   retro-ml sweep atari-5 --dry-run
 """
+_TEXTS = ("restart_behavior", "ray_address", "track")
+_SWITCHES = ("allow_open_cluster", "wait_for_nodes")
+"""Options of a call that a sweep takes as a run does."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -136,7 +139,7 @@ def _build_parser() -> _Parser:
         default=[],
         help="set a field of the spec, e.g. base.total_timesteps=10_000; may be repeated",
     )
-    for name in ("restart_behavior", "ray_address"):
+    for name in _TEXTS:
         field = RunOptions.model_fields[name]
         default = f" (default: {field.default})" if field.default else ""
         parser.add_argument(
@@ -144,6 +147,10 @@ def _build_parser() -> _Parser:
             metavar="TEXT",
             help=f"{field.description}{default}".replace("experiment exists", "sweep exists"),
         )
+    for name in _SWITCHES:
+        field = RunOptions.model_fields[name]
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, action="store_true", default=None, help=field.description)
     parser.add_argument(
         "--print-config", action="store_true", help="print the complete spec as JSON and stop"
     )
@@ -172,7 +179,7 @@ def _read_call(argv: Sequence[str]) -> tuple[argparse.Namespace, RunOptions]:
         faults.append(f"SPEC: missing -> a YAML or JSON file, or one of {', '.join(SUITES)}")
     given = {
         name: getattr(flags, name)
-        for name in ("restart_behavior", "ray_address")
+        for name in (*_TEXTS, *_SWITCHES)
         if getattr(flags, name) is not None
     }
     if flags.quiet:

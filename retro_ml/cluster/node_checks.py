@@ -18,11 +18,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.fs
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from retro_ml.cluster.driver_process import first_line
+from retro_ml.core.artifacts.remote_folder import RemoteFolder, StorageError
 from retro_ml.core.engine.launcher import LaunchError
 from retro_ml.core.experiments.config import ExperimentConfig
 
@@ -113,9 +113,9 @@ def look_around(roms: Sequence[str], probes: Sequence[str], name: str, gpus: int
     storage = {}
     for probe in probes:
         try:
-            folder = StorageFolder(probe)
+            folder = RemoteFolder(probe)
             folder.put(name, folder.get(DRIVER_FILE))
-        except Exception as error:  # pyarrow raises what the storage's client raises
+        except (StorageError, OSError) as error:
             storage[probe.rpartition("/")[0]] = first_line(error)
     return {
         "versions": versions_here(),
@@ -123,34 +123,6 @@ def look_around(roms: Sequence[str], probes: Sequence[str], name: str, gpus: int
         "storage": storage,
         "gpus": _count_gpus() if gpus else 0,
     }
-
-
-class StorageFolder:
-    """A folder on a file system or in object storage, by its URI. Raises what pyarrow raises."""
-
-    def __init__(self, uri: str) -> None:
-        self._files, self._path = pyarrow.fs.FileSystem.from_uri(uri)
-
-    def put(self, name: str, content: bytes) -> None:
-        """Writes a file, and the folder where it is not there."""
-        self._files.create_dir(self._path, recursive=True)
-        with self._files.open_output_stream(f"{self._path}/{name}") as file:
-            file.write(content)
-
-    def get(self, name: str) -> bytes:
-        """Reads a file."""
-        with self._files.open_input_stream(f"{self._path}/{name}") as file:
-            content: bytes = file.read()
-            return content
-
-    def list(self) -> set[str]:
-        """The names of its files."""
-        found = self._files.get_file_info(pyarrow.fs.FileSelector(self._path))
-        return {info.base_name for info in found}
-
-    def delete(self) -> None:
-        """Removes the folder with all its files."""
-        self._files.delete_dir(self._path)
 
 
 def versions_here() -> dict[str, str]:
@@ -269,21 +241,21 @@ def _probes(folders: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
     for folder in folders:
         probe = f"{folder}/{PROBE_PREFIX}{uuid.uuid4().hex}"
         try:
-            StorageFolder(probe).put(DRIVER_FILE, probe.encode())
+            RemoteFolder(probe).put(DRIVER_FILE, probe.encode())
             probes.append(probe)
-        except Exception as error:  # as in look_around
+        except (StorageError, OSError) as error:
             faults.append(f"the driver cannot write {_shown(folder)}: {first_line(error)}")
     try:
         yield probes, faults
     finally:
         for probe in probes:
-            with suppress(OSError):
-                StorageFolder(probe).delete()
+            with suppress(StorageError, OSError):
+                RemoteFolder(probe.rpartition("/")[0]).delete_folder(probe.rpartition("/")[2])
 
 
 def _read_back(probe: str, answers: dict[str, dict[str, Any]]) -> Iterator[str]:
     """What the driver does not see of what the nodes wrote."""
-    found = StorageFolder(probe).list()
+    found = RemoteFolder(probe).list()
     folder = probe.rpartition("/")[0]
     for name, answer in answers.items():
         node_id = name.rpartition("(")[2].rstrip(")")

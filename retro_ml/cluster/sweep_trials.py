@@ -26,6 +26,7 @@ from retro_ml.cluster.node_checks import check_other_nodes
 from retro_ml.cluster.placement import Node, count_at_once, find_nodes_to_spare, trial_bundles
 from retro_ml.cluster.plan import plan_run
 from retro_ml.cluster.schedulers import PbtByPopulation, build_scheduler
+from retro_ml.cluster.tracking import build_trackers
 from retro_ml.cluster.trial_actor import EXPERIMENT, TrialActor, trial_config
 from retro_ml.cluster.trials import (
     RAY_IS_GONE,
@@ -80,6 +81,7 @@ class TuneSweepLauncher(TuneLauncher):
                 storage_path=str(cluster.scratch_dir or sweep.paths.tune_dir),
             )
             feed = TrialFeed(source, experiment, room, stopper)
+            trackers = build_trackers(options, sweep.paths.trials_dir)
             scheduler = build_scheduler(sweep, source, publish)
             ends = SweepCallback(source, feed, stopper, scheduler)
             pending = {
@@ -92,7 +94,7 @@ class TuneSweepLauncher(TuneLauncher):
                         [experiment],
                         search_alg=feed,
                         scheduler=scheduler,
-                        callbacks=[BusBridge(publish), ends],
+                        callbacks=[BusBridge(publish), *trackers, ends],
                         raise_on_failed_trial=False,
                         verbose=0,
                     )

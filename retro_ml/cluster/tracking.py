@@ -20,6 +20,7 @@ from ray.tune import Callback
 from retro_ml.cluster.bus_bridge import experiment_id
 from retro_ml.cluster.trial_actor import EXPERIMENT
 from retro_ml.core.engine.launcher import LaunchError
+from retro_ml.core.experiments.locations import local_dir
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.run_paths import RunPaths
 from retro_ml.core.metrics.event_bus import EventType
@@ -162,7 +163,7 @@ def _build_mlflow(output_dir: str) -> Any:
 
     callback = MLflowCallback(
         tracking_uri=os.environ.get("MLFLOW_TRACKING_URI")
-        or f"sqlite:///{os.path.abspath(output_dir)}/mlflow.db",
+        or f"sqlite:///{local_dir(output_dir)}/mlflow.db",
         experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT),
     )
     try:

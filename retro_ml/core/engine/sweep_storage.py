@@ -54,6 +54,8 @@ class SweepStorage:
         if opened.storage is None:
             opened.release()
             return
+        # All are asked at once, so that an endpoint that is gone is waited for once, not in turn.
+        opened.storage.begin_delivery()
         self._under_way[opened.storage] = self._pool.submit(_deliver, opened, opened.storage)
 
     def finish(self) -> Delivery | None:

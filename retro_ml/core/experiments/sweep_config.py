@@ -213,6 +213,8 @@ class SweepConfig(FrozenModel):
             base = base.model_dump(mode="json", exclude_unset=True, exclude=set(_NAMED_BY_SWEEP))
         if not isinstance(base, dict) or not all(isinstance(name, str) for name in base):
             raise ValueError("fields of an experiment with their values, e.g. {game_id: pong}")
+        if base.get("video_every") is not None:
+            raise_faults([("video_every", base["video_every"], "none, a sweep films nothing")])
         taken = [name for name in _NAMED_BY_SWEEP if base.get(name) is not None]
         raise_faults([(name, base[name], "none, the sweep names its trials") for name in taken])
         return base

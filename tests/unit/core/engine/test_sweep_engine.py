@@ -174,6 +174,7 @@ def test_each_trial_is_an_experiment_with_all_its_files(make: Make, tmp_path: Pa
             "events.log",
             "training.log",
             "model.zip",
+            "tensorboard",
             "checkpoints",
         }
         assert status(folder)["state"] == "completed"
