@@ -192,8 +192,9 @@ def test_env_runners_leave_the_cpus_beside_a_gpu_to_the_next_trial(nodes: LocalN
 
 
 def test_a_config_is_shipped_and_env_runners_on_other_nodes_play(
-    call: Command, tmp_path: Path
+    nodes: LocalNodes, call: Command, tmp_path: Path
 ) -> None:
+    nodes.add_worker()  # three CPUs are on no single node
     config = tmp_path / "mine.yaml"
     config.write_text("seed: 7\nresources: {num_env_runners: 2, games_per_env_runner: 8}\n")
     words = words_of(tmp_path, "shipped", "--config", "mine.yaml", agent_steps=1_000)
