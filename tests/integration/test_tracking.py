@@ -21,7 +21,6 @@ def test_both_services_are_told_the_numbers_and_no_file_the_key(tmp_path: Path) 
     environment = {
         **os.environ,
         "WANDB_MODE": "offline",
-        "WANDB_API_KEY": SECRET,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_TRACKING_TOKEN": SECRET,
     }
