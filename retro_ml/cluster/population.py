@@ -22,6 +22,7 @@ from pyarrow.fs import LocalFileSystem
 from pydantic import ValidationError
 from ray import tune
 from ray.tune import Checkpoint
+from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import PopulationBasedTraining
 
 from retro_ml.cluster.bus_bridge import experiment_id, read_pointer
@@ -90,6 +91,20 @@ class Population(PopulationBasedTraining):
         state = self._trial_state[trial]
         state.last_perturbation_time = steps // self._interval * self._interval
         state.last_train_time = steps
+
+    def _checkpoint_or_exploit(
+        self, trial: Any, tune_controller: Any, upper_quantile: list[Any], lower_quantile: list[Any]
+    ) -> None:
+        """Where trials take turns, those that wait can be gone on from too.
+
+        Tune remembers a trial's checkpoint only if it was among the best at its own last
+        comparison; the first to be compared has nobody to be better than (2.60).
+        """
+        for other in upper_quantile:
+            state = self._trial_state[other]
+            if state.last_checkpoint is None and other.status == TuneTrial.PAUSED:
+                state.last_checkpoint = other.checkpoint
+        super()._checkpoint_or_exploit(trial, tune_controller, upper_quantile, lower_quantile)
 
     def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], Any]:
         """The trial's own config with the changed values of the other one."""
