@@ -3,13 +3,14 @@
 import logging
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 import ray
-from clustering.nodes import change_environment
 from ray.cluster_utils import Cluster
 
 from retro_ml.cluster.access import is_open
@@ -67,13 +68,33 @@ def test_it_is_a_head_a_node_and_workers() -> None:
 
 
 def test_nothing_outlives_its_node() -> None:
-    with connect(None):
-        node = next(p for p in psutil.Process().children() if p.name() == "raylet")
+    # In a process of its own: Ray may end a driver whose node is gone.
+    script = (
+        "import sys\nfrom retro_ml.cluster.connect import connect\n"
+        "with connect(None):\n    print('there', flush=True)\n    sys.stdin.read()"
+    )
+    driver = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert driver.stdout is not None
+    assert driver.stdin is not None
+    try:
+        assert driver.stdout.readline() == "there\n"
+        node = next(p for p in psutil.Process(driver.pid).children() if p.name() == "raylet")
         helpers = [child for child in node.children() if child.name() == "cat"]
         assert len(helpers) == 2
         os.kill(node.pid, signal.SIGKILL)
         _, alive = psutil.wait_procs(helpers, timeout=10)
         assert alive == []
+    finally:
+        driver.kill()
+        driver.wait()
+        driver.stdin.close()
+        driver.stdout.close()
 
 
 def test_a_job_s_runtime_environment_is_not_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +110,9 @@ def test_a_job_s_runtime_environment_is_not_for_it(monkeypatch: pytest.MonkeyPat
 def test_a_cluster_that_lets_everybody_in_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Workers import this module, without the folder that the scripts' modules are in.
+    from clustering.nodes import change_environment
+
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
