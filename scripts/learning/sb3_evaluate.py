@@ -39,10 +39,15 @@ class PolicyAgent:
 
     def scores(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Logits `[B, A]` of packed observations `[B, 21, 21, 64] uint8`."""
+        return self.judge(batch)[0]
+
+    def judge(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The same, and the value of each observation, `[B]`."""
         observations = torch.from_numpy(unpack_stacks(batch))
         with torch.inference_mode():
             drawn: Any = self._policy.get_distribution(observations).distribution
-        return cast(NDArray[np.float32], drawn.logits.numpy())
+            values = self._policy.predict_values(observations).squeeze(-1)
+        return cast(NDArray[np.float32], drawn.logits.numpy()), values.numpy()
 
 
 def main() -> None:
