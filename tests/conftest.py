@@ -13,6 +13,16 @@ import pytest
 # Before the first `import ray`, which reads it; worker processes inherit it.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves the longest tests to the nights."""
+    if os.environ.get("RETRO_ML_TESTS") == "nightly":
+        return
+    for item in items:
+        if item.get_closest_marker("nightly"):
+            item.add_marker(pytest.mark.skip(reason="long: RETRO_ML_TESTS=nightly scripts/test"))
+
+
 KEY, SECRET = "AKIAPLANTEDKEY123456", "planted/secret+of/the/tests/0123456789abc"
 """Planted: neither may be found in anything that a run leaves."""
 

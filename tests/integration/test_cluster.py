@@ -148,6 +148,7 @@ def test_a_node_dies_and_another_joins(nodes: LocalNodes, call: Command, tmp_pat
     assert "is there already: succeeded" in again.stderr
 
 
+@pytest.mark.nightly
 def test_a_stopped_job_saves_a_checkpoint_and_goes_on(call: Command, tmp_path: Path) -> None:
     words = words_of(tmp_path, "stopped", agent_steps=40_000)
     assert call("submit", "--no-wait", "--", *words).returncode == 0
@@ -191,6 +192,7 @@ def test_env_runners_leave_the_cpus_beside_a_gpu_to_the_next_trial(nodes: LocalN
     nodes._cluster.remove_node(gpu_node)
 
 
+@pytest.mark.nightly
 def test_a_config_is_shipped_and_env_runners_on_other_nodes_play(
     nodes: LocalNodes, call: Command, tmp_path: Path
 ) -> None:

@@ -145,6 +145,7 @@ def test_a_signal_before_the_first_row_is_obeyed_and_the_run_can_begin_anew(tmp_
     assert training_steps(run) == [1040, 2080]
 
 
+@pytest.mark.nightly
 def test_a_learner_that_dies_is_replaced_and_the_trial_goes_on(tmp_path: Path) -> None:
     run = tmp_path / "x"
     arguments = ["-n", "4000", "--set", "checkpointing.every_steps=1000"]

@@ -143,6 +143,7 @@ def weights(paths: RunPaths) -> bytes:
     return (newest / "module.safetensors").read_bytes()
 
 
+@pytest.mark.nightly
 def test_a_new_cluster_goes_on_where_the_killed_one_was(
     tmp_path: Path, attempts: list[Attempt]
 ) -> None:

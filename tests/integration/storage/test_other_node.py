@@ -107,6 +107,7 @@ def nodes(s3: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     nodes.stop()
 
 
+@pytest.mark.nightly
 def test_a_trial_on_another_node_goes_by_storage_and_survives_its_node(
     nodes: Nodes, s3: Any, eventually: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,7 +74,7 @@ def state_of(run: Path) -> dict[str, bytes]:
     return {name: (newest / name).read_bytes() for name in names}
 
 
-@pytest.mark.parametrize("algorithm", ["PPO", "DQN"])
+@pytest.mark.parametrize("algorithm", ["PPO", pytest.param("DQN", marks=pytest.mark.nightly)])
 def test_a_run_whose_machine_is_lost_goes_on_bit_for_bit_from_storage(
     s3: Any,
     tmp_path: Path,
@@ -115,6 +115,7 @@ def test_a_run_whose_machine_is_lost_goes_on_bit_for_bit_from_storage(
         assert not any(secret in path.read_bytes() for path in files)
 
 
+@pytest.mark.nightly
 def test_training_outlives_its_storage_and_the_same_command_sends_the_rest(
     s3: Any, tmp_path: Path, eventually: Callable[..., None]
 ) -> None:

@@ -1,7 +1,7 @@
 """What the tests of bad input share: how many cases they try, what limits each, and traps.
 
 Ordinarily each property is tried on a few dozen cases, the same ones every time. With
-`RETRO_ML_BAD_INPUT=nightly scripts/test tests/unit/bad_input` each is tried on a thousand new ones,
+`RETRO_ML_TESTS=nightly scripts/test tests/unit/bad_input` each is tried on a thousand new ones,
 more than 10,000 in all.
 """
 
@@ -25,7 +25,7 @@ _LIMIT_BYTES = 4 * 1024**3
 _COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ordinary", _COMMON, max_examples=25, derandomize=True, database=None)
 settings.register_profile("nightly", _COMMON, max_examples=1_000, print_blob=True)
-settings.load_profile(os.environ.get("RETRO_ML_BAD_INPUT", "ordinary"))
+settings.load_profile("nightly" if os.environ.get("RETRO_ML_TESTS") == "nightly" else "ordinary")
 
 
 class TookTooLong(BaseException):
