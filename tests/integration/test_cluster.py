@@ -95,6 +95,7 @@ def wait_for(folder: Path, kind: str, *, count: int = 1) -> list[dict[str, Any]]
     return events_of(folder, kind)
 
 
+@pytest.mark.nightly
 def test_the_doctor_looks_from_inside(call: Command, tmp_path: Path) -> None:
     done = call("doctor", "--output-dir", str(tmp_path), "--no-use-gpu")
     assert (done.returncode, done.stderr) == (0, "")
