@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retro_ml.core.experiments.command import Parser, print_answer, refuse
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line
-from retro_ml.reporting.command import Parser, print_answer, refuse
 
 if TYPE_CHECKING:
     from retro_ml.evaluation.statistics import Interval

@@ -6,14 +6,14 @@ PyTorch are imported only when the looking really begins.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from retro_ml.core.experiments.command import Parser, refuse
 from retro_ml.core.experiments.command_line import UsageError, parse_command_line
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.faults import as_line
@@ -23,7 +23,7 @@ from retro_ml.run import build_experiment
 if TYPE_CHECKING:
     from retro_ml.cluster.node_checks import Check
 
-BAD_INPUT, CANNOT = 2, 3
+CANNOT = 3
 ANY_GAME = "breakout"
 
 _DESCRIPTION = """\
@@ -47,10 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config, options = _read_experiment(words)
         checks = _examine(flags.address or options.ray_address, config, options, words)
     except UsageError as error:
-        for fault in error.faults:
-            print(f"error: {as_line(fault)}", file=sys.stderr)
-        print("hint: retro-ml doctor --help", file=sys.stderr)
-        return BAD_INPUT
+        return refuse("doctor", error.faults)
     except KeyboardInterrupt:
         return 130
     if flags.json:
@@ -63,20 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return CANNOT if any(check.fault for check in checks) else 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        text = message.removeprefix("argument ")
-        raise UsageError([text.replace("expected one argument", "a value is missing")])
-
-
-def _build_parser() -> _Parser:
-    parser = _Parser(
-        prog="retro-ml doctor",
-        usage="retro-ml doctor [--address ADDRESS] [--json] [options of retro-ml run]",
+def _build_parser() -> Parser:
+    parser = Parser(
+        "doctor",
+        usage="[--address ADDRESS] [--json] [options of retro-ml run]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--address",

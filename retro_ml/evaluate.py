@@ -13,12 +13,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from retro_ml.core.experiments.command import Parser, describe_unknown, print_answer, refuse
 from retro_ml.core.experiments.command_line import UsageError
-from retro_ml.core.experiments.faults import as_line, describe_faults, nearest_names
+from retro_ml.core.experiments.faults import describe_faults
 from retro_ml.core.experiments.locations import hide_credentials, is_uri, normalize_uri
 from retro_ml.core.experiments.run_paths import RunPaths
 from retro_ml.evaluation.protocols import EvaluationOptions
@@ -26,7 +27,7 @@ from retro_ml.evaluation.protocols import EvaluationOptions
 if TYPE_CHECKING:
     from retro_ml.core.artifacts.remote_folder import RemoteFolder
 
-BAD_INPUT = 2
+_ONE_MODEL = "one model at a time, all else are options"
 STORAGE_FAILED = 3
 STORAGE_PATIENCE_S = 20.0
 
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _evaluate_stored(flags.model, options=options, flags=flags)
         paths, model = _find_model(flags.model)
     except UsageError as error:
-        return _refuse(error.faults)
+        return refuse("evaluate", error.faults)
     return _evaluate(model, paths=paths, options=options, flags=flags)
 
 
@@ -82,7 +83,7 @@ def _read_call(argv: Sequence[str]) -> tuple[argparse.Namespace, EvaluationOptio
     """Flags and validated options. Raises: UsageError with all faults."""
     parser = _build_parser()
     flags, unknown = parser.parse_known_args(argv)
-    faults = _describe_unknown(unknown, parser)
+    faults = describe_unknown(unknown, parser, unexpected=_ONE_MODEL)
     if flags.model is None:
         faults.append("MODEL: missing -> a model.zip, or the folder of a run that has one")
     given = {
@@ -99,20 +100,12 @@ def _read_call(argv: Sequence[str]) -> tuple[argparse.Namespace, EvaluationOptio
     return flags, options
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        text = message.removeprefix("argument ")
-        raise UsageError([text.replace("expected one argument", "a value is missing")])
-
-
-def _build_parser() -> _Parser:
-    parser = _Parser(
-        prog="retro-ml evaluate",
-        usage="retro-ml evaluate MODEL [options]",
+def _build_parser() -> Parser:
+    parser = Parser(
+        "evaluate",
+        usage="MODEL [options]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "model", metavar="MODEL", nargs="?", help="a model.zip, or a run's folder or URI"
@@ -131,20 +124,6 @@ def _build_parser() -> _Parser:
         "--json", action="store_true", help="print the result as one JSON object on stdout"
     )
     return parser
-
-
-def _describe_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
-    known = [name for name in parser._option_string_actions if name.startswith("--")]
-    faults = []
-    after_flag = False
-    for word in unknown:
-        flag, equals, _ = word.partition("=")
-        if word.startswith("-"):
-            faults.append(f"{flag}: unknown -> {nearest_names(flag, known)}")
-        elif not after_flag:  # otherwise most likely the unknown flag's value
-            faults.append(f"{word}: unexpected -> one model at a time, all else are options")
-        after_flag = word.startswith("-") and not equals
-    return faults
 
 
 def _find_model(given: str) -> tuple[RunPaths | None, Path]:
@@ -193,7 +172,7 @@ def _evaluate(
         with EvaluationProgress(None if flags.quiet else sys.stderr) as progress:
             evaluation = evaluate_model(model, **options.model_dump(), on_step=progress)
         document = json.dumps(evaluation.as_dict(), allow_nan=False)
-        _print_out(document if flags.json else "\n".join(evaluation_lines(evaluation)))
+        print_answer(document if flags.json else "\n".join(evaluation_lines(evaluation)))
         if paths is not None:
             path = paths.evaluation_path(evaluation.protocol.name)
             content = document.encode() + b"\n"
@@ -203,7 +182,7 @@ def _evaluate(
                 to.put(path.name, content)
             print(f"result: {path if to is None else f'{to.uri}/{path.name}'}", file=sys.stderr)
     except ArchiveError as error:
-        return _refuse([str(error)])
+        return refuse("evaluate", [str(error)])
     except ArtifactError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -211,22 +190,6 @@ def _evaluate(
         print("stopped: no result was written", file=sys.stderr)
         return 130
     return 0
-
-
-def _print_out(text: str) -> None:
-    """To stdout; a reader that has seen enough (`| head`) is no fault."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # Python would complain once more when it closes stdout at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _refuse(faults: Sequence[str]) -> int:
-    for fault in faults:
-        print(f"error: {as_line(fault)}", file=sys.stderr)
-    print("hint: retro-ml evaluate --help lists every option", file=sys.stderr)
-    return BAD_INPUT
 
 
 if __name__ == "__main__":

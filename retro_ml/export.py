@@ -11,13 +11,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from retro_ml.core.experiments.command import Parser, describe_unknown, refuse
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line, nearest_names
 from retro_ml.core.experiments.run_paths import RunPaths
 
-BAD_INPUT = 2
+_ONE_MODEL = "one model at a time, all else are options"
 UNAVAILABLE = 3
 
 _SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
@@ -47,25 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = _find_model(flags.model)
         output = _choose_output(model, flags)
     except UsageError as error:
-        return _refuse(error.faults)
+        return refuse("export", error.faults)
     return _export(model, output=output, to=flags.to)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        text = message.removeprefix("argument ")
-        raise UsageError([text.replace("expected one argument", "a value is missing")])
 
 
 def _read_call(argv: Sequence[str]) -> argparse.Namespace:
     """Raises: UsageError with all faults."""
-    parser = _Parser(
-        prog="retro-ml export",
-        usage=f"retro-ml export MODEL --to {'|'.join(_SUFFIXES)} [--output FILE]",
+    parser = Parser(
+        "export",
+        usage=f"MODEL --to {'|'.join(_SUFFIXES)} [--output FILE]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", nargs="?", help="a model.zip or a run's folder")
     parser.add_argument("--to", metavar="FORMAT", help="onnx, torch-export or safetensors")
@@ -73,7 +65,7 @@ def _read_call(argv: Sequence[str]) -> argparse.Namespace:
         "--output", metavar="FILE", help="by default MODEL's name with the format's suffix"
     )
     flags, unknown = parser.parse_known_args(argv)
-    faults = _describe_unknown(unknown)
+    faults = describe_unknown(unknown, parser, unexpected=_ONE_MODEL)
     if flags.model is None:
         faults.append("MODEL: missing -> a model.zip, or the folder of a run that has one")
     if flags.to is None:
@@ -83,19 +75,6 @@ def _read_call(argv: Sequence[str]) -> argparse.Namespace:
     if faults:
         raise UsageError(faults)
     return flags
-
-
-def _describe_unknown(unknown: Sequence[str]) -> list[str]:
-    faults, after_flag = [], False
-    for word in unknown:
-        flag, equals, _ = word.partition("=")
-        if word.startswith("-"):
-            nearest = nearest_names(flag, ["--to", "--output", "--help"])
-            faults.append(f"{flag}: unknown -> {nearest}")
-        elif not after_flag:  # otherwise most likely the unknown flag's value
-            faults.append(f"{word}: unexpected -> one model at a time, all else are options")
-        after_flag = word.startswith("-") and not equals
-    return faults
 
 
 def _find_model(given: str) -> Path:
@@ -141,7 +120,7 @@ def _export(model: Path, *, output: Path, to: str) -> int:
 
         done = export_agent(Agent.load(model), to=to, output=output)  # type: ignore[arg-type]
     except ArchiveError as error:
-        return _refuse([str(error)])
+        return refuse("export", [str(error)])
     except ExportUnavailable as error:
         print(f"error: --to {to}: {error}", file=sys.stderr)
         return UNAVAILABLE
@@ -159,13 +138,6 @@ def _export(model: Path, *, output: Path, to: str) -> int:
         f"observations, largest difference {done.largest_difference:.1e}"
     )
     return 0
-
-
-def _refuse(faults: Sequence[str]) -> int:
-    for fault in faults:
-        print(f"error: {as_line(fault)}", file=sys.stderr)
-    print("hint: retro-ml export --help lists every option", file=sys.stderr)
-    return BAD_INPUT
 
 
 if __name__ == "__main__":

@@ -7,23 +7,20 @@ kubectl is asked.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import yaml
 
 from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically
+from retro_ml.core.experiments.command import BAD_INPUT, Parser, print_answer, refuse
 from retro_ml.core.experiments.command_line import UsageError, parse_command_line
 from retro_ml.core.experiments.config import ExperimentConfig
-from retro_ml.core.experiments.faults import as_line, nearest_names
+from retro_ml.core.experiments.faults import nearest_names
 from retro_ml.deploy.kustomize import Manifest
 from retro_ml.deploy.run_manifests import OVERLAYS, CannotRender, job_name, render_run
 from retro_ml.run import build_experiment
-
-BAD_INPUT = 2
 
 _DESCRIPTION = """\
 Write the Kubernetes manifests of a run, for KubeRay and `kubectl apply -f -`. The run is described
@@ -43,12 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags, config = _read_call(words)
         manifests = _render(config, flags)
     except UsageError as error:
-        return _refuse(error.faults)
+        return refuse("k8s render", error.faults)
     except CannotRender as error:
-        return _refuse(error.faults)
+        return refuse("k8s render", error.faults)
     text = yaml.dump_all(manifests, Dumper=_PlainDumper, sort_keys=False, width=100)
     if flags.out is None:
-        return _print_out(text)
+        print_answer(text.removesuffix("\n"))
+        return 0
     return _write(text, Path(flags.out) / f"{job_name(config.experiment_id)}.yaml")
 
 
@@ -64,12 +62,6 @@ class _PlainDumper(yaml.SafeDumper):
 
 
 _PlainDumper.add_representer(str, _PlainDumper.represent_str)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        text = message.removeprefix("argument ")
-        raise UsageError([text.replace("expected one argument", "a value is missing")])
 
 
 def _read_call(words: list[str]) -> tuple[argparse.Namespace, ExperimentConfig]:
@@ -96,14 +88,12 @@ def _read_call(words: list[str]) -> tuple[argparse.Namespace, ExperimentConfig]:
     return flags, config
 
 
-def _build_parser() -> _Parser:
-    parser = _Parser(
-        prog="retro-ml k8s render",
-        usage="retro-ml k8s render --config FILE [options]",
+def _build_parser() -> Parser:
+    parser = Parser(
+        "k8s render",
+        usage="--config FILE [options]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--overlay",
@@ -135,23 +125,6 @@ def _write(text: str, path: Path) -> int:
     print(f"manifests: {path}", file=sys.stderr)
     print(f"next: kubectl apply -f {path}", file=sys.stderr)
     return 0
-
-
-def _print_out(text: str) -> int:
-    """To stdout; a reader that has seen enough (`| head`) is no fault."""
-    try:
-        print(text, end="", flush=True)
-    except BrokenPipeError:
-        # Python would complain once more when it closes stdout at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
-
-
-def _refuse(faults: Sequence[str]) -> int:
-    for fault in faults:
-        print(f"error: {as_line(fault)}", file=sys.stderr)
-    print("hint: retro-ml k8s render --help lists the options", file=sys.stderr)
-    return BAD_INPUT
 
 
 if __name__ == "__main__":

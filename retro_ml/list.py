@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from retro_ml.core.experiments.command import Parser, print_answer, refuse
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line, nearest_names
-from retro_ml.reporting.command import Parser, print_answer, refuse
 from retro_ml.reporting.run_folders import (
     STATES,
     RunSummary,

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from retro_ml.core.experiments.command import Parser, print_answer, refuse
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line
-from retro_ml.reporting.command import Parser, print_answer, refuse
 
 _DESCRIPTION = """\
 One page, report.html, that says what was run and what came of it, and needs nothing but itself;

@@ -9,13 +9,13 @@ Exit codes: 0 done, 1 training failed, 2 bad input, 3 the machine or cluster can
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
+from retro_ml.core.experiments.command import print_answer, refuse
 from retro_ml.core.experiments.command_line import CommandLine, UsageError, parse_command_line
 from retro_ml.core.experiments.config import ExperimentConfig, config_faults
 from retro_ml.core.experiments.faults import as_line, describe_faults
@@ -27,8 +27,6 @@ from retro_ml.core.experiments.layers import (
 )
 from retro_ml.core.experiments.options import RunOptions
 
-BAD_INPUT = 2
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one experiment as `argv` says; the process's exit code."""
@@ -38,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run_sweep(call)
         config, options = build_experiment(call)
     except UsageError as error:
-        return _refuse(error.faults)
+        return refuse("run", error.faults)
     if call.print_config:
-        _print_out(json.dumps(config.model_dump(mode="json"), indent=2))
+        print_answer(json.dumps(config.model_dump(mode="json"), indent=2))
         return 0
     if call.dry_run:
         return _plan(config)
@@ -111,7 +109,7 @@ def _merge_fields(call: CommandLine) -> tuple[dict[str, Any], list[str]]:
 def _plan(config: ExperimentConfig) -> int:
     from retro_ml.cluster.plan import plan_lines, plan_run
 
-    _print_out("\n".join(plan_lines(config, plan_run(config))))
+    print_answer("\n".join(plan_lines(config, plan_run(config))))
     return 0
 
 
@@ -131,30 +129,14 @@ def _run(config: ExperimentConfig, *, options: RunOptions, as_json: bool) -> int
         print(f"error: {as_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except BadRunFolder as error:
-        return _refuse([str(error)])
+        return refuse("run", [str(error)])
     if as_json:
-        _print_out(json.dumps(result.as_dict()))
+        print_answer(json.dumps(result.as_dict()))
     if options.progress == "quiet" and result.error is not None:  # otherwise it was shown
         print(f"error: {result.error}", file=sys.stderr)
     if options.progress == "quiet" and result.storage is not None and not result.storage.complete:
         print(f"error: storage: {delivery_words(result.storage)}", file=sys.stderr)
     return result.exit_code
-
-
-def _print_out(text: str) -> None:
-    """To stdout; a reader that has seen enough (`| head`) is no fault."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # Python would complain once more when it closes stdout at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _refuse(faults: Sequence[str]) -> int:
-    for fault in faults:
-        print(f"error: {as_line(fault)}", file=sys.stderr)
-    print("hint: retro-ml run --help lists every option with its default", file=sys.stderr)
-    return BAD_INPUT
 
 
 if __name__ == "__main__":

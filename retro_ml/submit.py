@@ -16,8 +16,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from retro_ml.core.experiments.command import BAD_INPUT, Parser, refuse
 from retro_ml.core.experiments.command_line import UsageError, parse_command_line
 from retro_ml.core.experiments.faults import as_line, nearest_names
 from retro_ml.core.experiments.layers import LayerError, load_config_file
@@ -26,7 +27,6 @@ from retro_ml.run import build_experiment
 if TYPE_CHECKING:
     from retro_ml.cluster.jobs import Jobs
 
-BAD_INPUT = 2
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 WORDS = ("run", "sweep")
 DECIDE_S = 5.0
@@ -55,10 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags, words = _read_call(sys.argv[1:] if argv is None else argv)
         job_id, words = _prepare(flags, words)
     except UsageError as error:
-        for fault in error.faults:
-            _say(f"error: {as_line(fault)}")
-        _say("hint: retro-ml submit --help lists every option")
-        return BAD_INPUT
+        return refuse("submit", error.faults)
     try:
         from retro_ml.cluster.jobs import Jobs, LaunchError
     except KeyboardInterrupt:
@@ -109,20 +106,12 @@ def _split(argv: list[str]) -> tuple[list[str], list[str]]:
     return argv[:at], argv[at + 1 :]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        text = message.removeprefix("argument ")
-        raise UsageError([text.replace("expected one argument", "a value is missing")])
-
-
-def _build_parser() -> _Parser:
-    parser = _Parser(
-        prog="retro-ml submit",
-        usage="retro-ml submit [options] -- run|sweep ...",
+def _build_parser() -> Parser:
+    parser = Parser(
+        "submit",
+        usage="[options] -- run|sweep ...",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--address",

@@ -12,10 +12,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import ValidationError
 
+from retro_ml.core.experiments.command import Parser, print_answer, refuse
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line, describe_faults, nearest_names
 from retro_ml.core.experiments.layers import (
@@ -27,9 +28,6 @@ from retro_ml.core.experiments.layers import (
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.suites import SUITES, suite_path
 from retro_ml.core.experiments.sweep_config import SweepConfig, sweep_faults
-
-BAD_INPUT = 2
-_HINT = "hint: retro-ml sweep --help lists every option"
 
 _DESCRIPTION = """\
 Train every combination of a spec's games, algorithms, seeds and hyperparameters, several at once,
@@ -55,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags, options = _read_call(sys.argv[1:] if argv is None else argv)
         config = _read_spec(flags)
     except UsageError as error:
-        return refuse(error.faults)
+        return refuse("sweep", error.faults)
     return run_call(
         config,
         options,
@@ -78,10 +76,10 @@ def run_call(
 ) -> int:
     """Does what a call asks for; the process's exit code."""
     if print_config:
-        _print_out(config.model_dump_json(indent=2))
+        print_answer(config.model_dump_json(indent=2))
         return 0
     if dry_run:
-        _print_out("\n".join(_plan_lines(config)))
+        print_answer("\n".join(_plan_lines(config)))
         return 0
     try:
         from retro_ml.api import run_sweep
@@ -95,9 +93,9 @@ def run_call(
         print(f"error: {as_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except BadRunFolder as error:
-        return refuse([str(error)])
+        return refuse("sweep", [str(error)])
     if as_json:
-        _print_out(json.dumps(result.as_dict()))
+        print_answer(json.dumps(result.as_dict()))
     if options.progress == "quiet" and result.error is not None:  # otherwise it was shown
         print(f"error: {result.error}", file=sys.stderr)
     if options.progress == "quiet":
@@ -106,28 +104,12 @@ def run_call(
     return result.exit_code
 
 
-def refuse(faults: Sequence[str]) -> int:
-    """Says what is wrong with a call; its exit code."""
-    for fault in faults:
-        print(f"error: {as_line(fault)}", file=sys.stderr)
-    print(_HINT, file=sys.stderr)
-    return BAD_INPUT
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        text = message.removeprefix("argument ")
-        raise UsageError([text.replace("expected one argument", "a value is missing")])
-
-
-def _build_parser() -> _Parser:
-    parser = _Parser(
-        prog="retro-ml sweep",
-        usage="retro-ml sweep SPEC [options]",
+def _build_parser() -> Parser:
+    parser = Parser(
+        "sweep",
+        usage="SPEC [options]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("spec", metavar="SPEC", nargs="?", help="a spec's file, or a suite's name")
     parser.add_argument("--name", help="the sweep's name and folder (default: the file's name)")
@@ -234,15 +216,6 @@ def _plan_lines(config: SweepConfig) -> list[str]:
     from retro_ml.cluster.sweep_plan import sweep_plan_lines
 
     return sweep_plan_lines(config)
-
-
-def _print_out(text: str) -> None:
-    """To stdout; a reader that has seen enough (`| head`) is no fault."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # Python would complain once more when it closes stdout at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

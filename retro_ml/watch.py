@@ -12,15 +12,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.engine.progress_text import shown_path
 from retro_ml.core.engine.stop_signals import StopSignals
+from retro_ml.core.experiments.command import Parser, describe_unknown, refuse
 from retro_ml.core.experiments.command_line import UsageError
-from retro_ml.core.experiments.faults import as_line, describe_faults, nearest_names
+from retro_ml.core.experiments.faults import as_line, describe_faults
 from retro_ml.core.experiments.run_paths import RunPaths
 from retro_ml.evaluation.film_options import FilmOptions
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from retro_ml.evaluation.films import Film
 
 FAILED = 1
-BAD_INPUT = 2
+_ONE_MODEL = "one model at a time, all else are options"
 CANNOT = 3
 
 _DESCRIPTION = """\
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags, options = _read_call(sys.argv[1:] if argv is None else argv)
         model, target = _find_files(flags)
     except UsageError as error:
-        return _refuse(error.faults)
+        return refuse("watch", error.faults)
     try:
         from retro_ml.core.artifacts.model_archive import ArchiveError
         from retro_ml.envs.screens import ScreensDiffer
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         agent = Agent.load(model)
         return _film(agent, target, options=options, quiet=flags.quiet)
     except ArchiveError as error:
-        return _refuse([str(error)])
+        return refuse("watch", [str(error)])
     except (NoTerminal, NoVideo) as error:
         return _fail(error, CANNOT)
     except (ArtifactError, ScreensDiffer) as error:
@@ -77,7 +78,7 @@ def _read_call(argv: Sequence[str]) -> tuple[argparse.Namespace, FilmOptions]:
     """Flags and validated options. Raises: UsageError with all faults."""
     parser = _build_parser()
     flags, unknown = parser.parse_known_args(argv)
-    faults = _describe_unknown(unknown, parser)
+    faults = describe_unknown(unknown, parser, unexpected=_ONE_MODEL)
     if flags.model is None:
         faults.append("MODEL: missing -> a model.zip, or the folder of a run that has one")
     if flags.live and flags.video is not None:
@@ -96,20 +97,12 @@ def _read_call(argv: Sequence[str]) -> tuple[argparse.Namespace, FilmOptions]:
     return flags, options
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        text = message.removeprefix("argument ")
-        raise UsageError([text.replace("expected one argument", "a value is missing")])
-
-
-def _build_parser() -> _Parser:
-    parser = _Parser(
-        prog="retro-ml watch",
-        usage="retro-ml watch MODEL [options]",
+def _build_parser() -> Parser:
+    parser = Parser(
+        "watch",
+        usage="MODEL [options]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", nargs="?", help="a model.zip or a run's folder")
     parser.add_argument(
@@ -132,20 +125,6 @@ def _build_parser() -> _Parser:
         parser.add_argument(f"--{name.replace('_', '-')}", default=None, **words)
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     return parser
-
-
-def _describe_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
-    known = [name for name in parser._option_string_actions if name.startswith("--")]
-    faults = []
-    after_flag = False
-    for word in unknown:
-        flag, equals, _ = word.partition("=")
-        if word.startswith("-"):
-            faults.append(f"{flag}: unknown -> {nearest_names(flag, known)}")
-        elif not after_flag:  # otherwise most likely the unknown flag's value
-            faults.append(f"{word}: unexpected -> one model at a time, all else are options")
-        after_flag = word.startswith("-") and not equals
-    return faults
 
 
 def _find_files(flags: argparse.Namespace) -> tuple[Path, Path]:
@@ -251,13 +230,6 @@ def _show(model: Path, options: FilmOptions) -> int:
 def _fail(error: Exception, exit_code: int) -> int:
     print(f"error: {as_line(str(error))}", file=sys.stderr)
     return exit_code
-
-
-def _refuse(faults: Sequence[str]) -> int:
-    for fault in faults:
-        print(f"error: {as_line(fault)}", file=sys.stderr)
-    print("hint: retro-ml watch --help lists every option", file=sys.stderr)
-    return BAD_INPUT
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the commands that read runs have in common: how they refuse a call and print an answer."""
+"""What all commands have in common: how a call is read and refused, and an answer printed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from retro_ml.core.experiments.command_line import UsageError
-from retro_ml.core.experiments.faults import as_line
+from retro_ml.core.experiments.faults import as_line, nearest_names
 
 BAD_INPUT = 2
 
@@ -42,10 +42,36 @@ class Parser(argparse.ArgumentParser):
         """Raises UsageError, in the words that other faults have."""
         if message.startswith("the following arguments are required"):
             message = self._missing
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            unexpected = "it is no option, and there is nothing else to give"
+            raise UsageError(describe_unknown(unknown.split(), self, unexpected=unexpected))
         text = message.removeprefix("argument ").replace(
             "expected one argument", "a value is missing"
         )
         raise UsageError([text])
+
+
+def describe_unknown(
+    unknown: Sequence[str], parser: argparse.ArgumentParser, *, unexpected: str
+) -> list[str]:
+    """One line for each word that a parser left over.
+
+    Args:
+        unknown: the words, as `parse_known_args` gives them.
+        parser: knows the options that may have been meant.
+        unexpected: what to do about a word that is no option.
+    """
+    known = [name for name in parser._option_string_actions if name.startswith("--")]
+    faults, after_flag = [], False
+    for word in unknown:
+        flag, equals, _ = word.partition("=")
+        if word.startswith("-"):
+            faults.append(f"{flag}: unknown -> {nearest_names(flag, known)}")
+        elif not after_flag:  # otherwise most likely the unknown flag's value
+            faults.append(f"{word}: unexpected -> {unexpected}")
+        after_flag = word.startswith("-") and not equals
+    return faults
 
 
 def print_answer(text: str) -> None:
