@@ -1,10 +1,10 @@
 """RLlib's own PPO on Breakout: `python -m benchmarking.programs.stock_rllib ...`.
 
 RLlib as it comes: its Atari wrappers around Gymnasium's environment, its env-to-module and learner
-pipelines, its default network with NatureCNN's layers, its local env runner and local learner. The
-settings that decide the amount of work are retro_ml's. The layer of 512, which both heads of
-NatureCNN share, is a convolution as wide as its input here: RLlib's `head_fcnet_hiddens` would give
-each head a layer of its own.
+pipelines, its local env runner and local learner. The settings that decide the amount of work are
+retro_ml's, and so is the network, but with `--default-network`, which leaves it to RLlib. The layer
+of 512, which both heads of NatureCNN share, is a convolution as wide as its input here: RLlib's
+`head_fcnet_hiddens` would give each head a layer of its own.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--iterations", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--default-network", action="store_true")
     call = parser.parse_args()
 
     report = ReportFile()
@@ -45,7 +46,10 @@ def main() -> None:
     tune.register_env("breakout", build_game)
     # retro_ml's way to a Ray that leaves nothing behind; what runs on it is RLlib's.
     with connect(None):
-        algorithm = build_config(call.seed).build_algo()
+        config = build_config(call.seed)
+        if not call.default_network:
+            config.rl_module(model_config=build_nature_cnn())
+        algorithm = config.build_algo()
         # The env runner's copy of the module lacks the value head.
         learner: Any = algorithm.learner_group._learner
         count = sum(
@@ -85,15 +89,17 @@ def build_config(seed: int) -> PPOConfig:
             grad_clip=0.5,
             grad_clip_by="global_norm",
         )
-        .rl_module(
-            model_config=DefaultModelConfig(
-                conv_filters=CONVOLUTIONS,
-                conv_activation="relu",
-                head_fcnet_hiddens=[],
-                vf_share_layers=True,
-            )
-        )
         .debugging(seed=seed, log_level="WARN")
+    )
+
+
+def build_nature_cnn() -> DefaultModelConfig:
+    """retro_ml's network: as many parameters, in the same layers."""
+    return DefaultModelConfig(
+        conv_filters=CONVOLUTIONS,
+        conv_activation="relu",
+        head_fcnet_hiddens=[],
+        vf_share_layers=True,
     )
 
 
