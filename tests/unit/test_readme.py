@@ -1,4 +1,4 @@
-"""README.md says what the code does: its tables, its map and its options."""
+"""README.md, docs/metrics.md and docs/house.md say what the code does: tables, options, map."""
 
 import re
 from pathlib import Path
@@ -13,14 +13,16 @@ pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+METRICS = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+HOUSE = (ROOT / "docs" / "house.md").read_text(encoding="utf-8")
 # Ray Tune's own folder is gone when a run has ended.
 PASSING = {"tune_dir", "experiment_dir", "lock_path"}
 IN_VIDEOS = {"film_path", "learning_film_path"}
 
 
-def table(title: str) -> list[list[str]]:
-    """The cells of the rows of the table whose first column is called `title`."""
-    body = README.split(f"\n| {title} |", maxsplit=1)[1].split("\n\n", maxsplit=1)[0]
+def table(text: str, title: str) -> list[list[str]]:
+    """The cells of the rows of the table in `text` whose first column is called `title`."""
+    body = text.split(f"\n| {title} |", maxsplit=1)[1].split("\n\n", maxsplit=1)[0]
     lines = body.splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
@@ -28,7 +30,7 @@ def table(title: str) -> list[list[str]]:
 def test_every_column_of_the_metrics_is_described_in_order() -> None:
     expected = [[f"`{column.name}`", column.kind.__name__, column.meaning] for column in COLUMNS]
 
-    assert table("Column") == expected
+    assert table(METRICS, "Column") == expected
 
 
 def test_every_file_of_a_run_is_described() -> None:
@@ -37,13 +39,13 @@ def test_every_file_of_a_run_is_described() -> None:
     values = [getattr(paths, name) for name in properties if name not in PASSING | IN_VIDEOS]
     names = {value.name for value in values if isinstance(value, Path)}
 
-    assert {row[0].strip("`").split("/")[0] for row in table("File")} == names
+    assert {row[0].strip("`").split("/")[0] for row in table(README, "File")} == names
 
 
 def test_every_option_in_the_table_exists(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         run.main(["--help"])
-    options = re.findall(r"`(--?[a-z-]+)`", " ".join(row[0] for row in table("Option")))
+    options = re.findall(r"`(--?[a-z-]+)`", " ".join(row[0] for row in table(README, "Option")))
     known = set(re.findall(r"--?[a-z][a-z-]*", capsys.readouterr().out))
 
     assert stopped.value.code == 0
@@ -51,8 +53,8 @@ def test_every_option_in_the_table_exists(capsys: pytest.CaptureFixture[str]) ->
     assert set(options) <= known
 
 
-def test_the_map_shows_every_module_and_no_other() -> None:
-    tree = README.split("```\nretro_ml/\n", maxsplit=1)[1].split("\n```", maxsplit=1)[0]
+def test_the_house_shows_every_module_and_no_other() -> None:
+    tree = HOUSE.split("```\nretro_ml/\n", maxsplit=1)[1].split("\n```", maxsplit=1)[0]
     shown = re.findall(r"^  (\S+\.py) ", tree, flags=re.MULTILINE)
     package = ROOT / "retro_ml"
     modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
