@@ -21,7 +21,7 @@ GAME = "BreakoutNoFrameskip-v4"
 RETRO_FP32, RETRO_BF16 = "retro_ml fp32", "retro_ml bf16"
 # In the precision that it chooses for itself.
 RETRO, TIMED = "retro_ml", "retro_ml, timed"
-SB3, STOCK, STOCK_DEFAULT = "Stable-Baselines3", "RLlib", "RLlib, its default network"
+SB3, STOCK, STOCK_EXAMPLE = "Stable-Baselines3", "RLlib", "RLlib, its example's network"
 # Agent steps of one iteration of retro_ml: PPO 8 games x 128; A2C 13 updates of 16 x 5; DQN 16
 # rounds of 4 x 4.
 ITERATION = {"PPO": 1_024, "A2C": 1_040, "DQN": 256}
@@ -101,7 +101,7 @@ def build_ppo(effort: Effort, repetition: int) -> list[Program]:
             RETRO_BF16, algorithm="PPO", agent_steps=steps, seed=repetition, precision="bf16"
         ),
         build_own(STOCK, "stock_rllib", stock),
-        build_own(STOCK_DEFAULT, "stock_rllib", [*stock, "--default-network"]),
+        build_own(STOCK_EXAMPLE, "stock_rllib", [*stock, "--example-network"]),
         *build_floors("PPO", effort),
     ]
 

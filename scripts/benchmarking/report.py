@@ -17,14 +17,14 @@ from benchmarking.answers import (
     peak_bytes,
     rates,
 )
-from benchmarking.groups import GROUPS, RETRO, RETRO_BF16, RETRO_FP32, SB3, STOCK, STOCK_DEFAULT
+from benchmarking.groups import GROUPS, RETRO, RETRO_BF16, RETRO_FP32, SB3, STOCK, STOCK_EXAMPLE
 from benchmarking.rates import Spread, spread
 from benchmarking.results import Results
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 PRECISIONS = ("fp32", "bf16")
 TRAINED = {
-    "ppo": (RETRO_FP32, RETRO_BF16, SB3, STOCK, STOCK_DEFAULT),
+    "ppo": (RETRO_FP32, RETRO_BF16, SB3, STOCK, STOCK_EXAMPLE),
     "a2c": (RETRO_FP32, RETRO_BF16, SB3),
     "dqn": (RETRO_FP32, RETRO_BF16, SB3),
     "long": (RETRO,),

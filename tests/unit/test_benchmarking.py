@@ -22,7 +22,7 @@ from benchmarking.groups import (
     SB3,
     SPIN,
     STOCK,
-    STOCK_DEFAULT,
+    STOCK_EXAMPLE,
     TIMED,
     Effort,
 )
@@ -167,7 +167,7 @@ def run(program: str, repetition: int, **values: Any) -> dict[str, Any]:
 
 
 def test_answers_come_from_the_samples(build: BuildResults) -> None:
-    speeds = {RETRO_FP32: 300.0, RETRO_BF16: 330.0, SB3: 150.0, STOCK: 60.0, STOCK_DEFAULT: 30.0}
+    speeds = {RETRO_FP32: 300.0, RETRO_BF16: 330.0, SB3: 150.0, STOCK: 60.0, STOCK_EXAMPLE: 30.0}
     runs = [
         run(name, repetition, marks=steady(speed * repetition, 4), memory=[[0.0, int(1e6 * speed)]])
         for repetition in (1, 2)
@@ -181,7 +181,7 @@ def test_answers_come_from_the_samples(build: BuildResults) -> None:
             "rate, fp32 / Stable-Baselines3": 2.0,
             "rate, bf16 / Stable-Baselines3": 2.2,
             "rate, fp32 / RLlib": 5.0,
-            "rate, fp32 / RLlib, its default network": 10.0,
+            "rate, fp32 / RLlib, its example's network": 10.0,
             "peak memory, fp32 / Stable-Baselines3": 2.0,
         }
     )

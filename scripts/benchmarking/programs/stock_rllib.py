@@ -2,9 +2,10 @@
 
 RLlib as it comes: its Atari wrappers around Gymnasium's environment, its env-to-module and learner
 pipelines, its local env runner and local learner. The settings that decide the amount of work are
-retro_ml's, and so is the network, but with `--default-network`, which leaves it to RLlib. The layer
-of 512, which both heads of NatureCNN share, is a convolution as wide as its input here: RLlib's
-`head_fcnet_hiddens` would give each head a layer of its own.
+retro_ml's, and so is the network, but with `--example-network`, which takes that of RLlib's own
+example of PPO on Atari (rllib/examples/algorithms/ppo/atari_ppo.py). The layer of 512, which both
+heads of NatureCNN share, is a convolution as wide as its input here: RLlib's `head_fcnet_hiddens`
+would give each head a layer of its own.
 """
 
 from __future__ import annotations
@@ -25,12 +26,23 @@ from ray.rllib.env.wrappers.atari_wrappers import wrap_atari_for_new_api_stack
 from benchmarking.programs.report_file import ReportFile
 from retro_ml.cluster.connect import connect
 
-CONVOLUTIONS = [
-    [32, 8, 4, "valid"],
-    [64, 4, 2, "valid"],
-    [64, 3, 1, "valid"],
-    [512, 7, 1, "valid"],
-]
+NATURE_CNN = DefaultModelConfig(
+    conv_filters=[
+        [32, 8, 4, "valid"],
+        [64, 4, 2, "valid"],
+        [64, 3, 1, "valid"],
+        [512, 7, 1, "valid"],
+    ],
+    conv_activation="relu",
+    head_fcnet_hiddens=[],
+    vf_share_layers=True,
+)
+EXAMPLE = DefaultModelConfig(
+    conv_filters=[[16, 4, 2], [32, 4, 2], [64, 4, 2], [128, 4, 2]],
+    conv_activation="relu",
+    head_fcnet_hiddens=[256],
+    vf_share_layers=True,
+)
 
 
 def main() -> None:
@@ -38,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--iterations", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--default-network", action="store_true")
+    parser.add_argument("--example-network", action="store_true")
     call = parser.parse_args()
 
     report = ReportFile()
@@ -46,10 +58,8 @@ def main() -> None:
     tune.register_env("breakout", build_game)
     # retro_ml's way to a Ray that leaves nothing behind; what runs on it is RLlib's.
     with connect(None):
-        config = build_config(call.seed)
-        if not call.default_network:
-            config.rl_module(model_config=build_nature_cnn())
-        algorithm = config.build_algo()
+        network = EXAMPLE if call.example_network else NATURE_CNN
+        algorithm = build_config(call.seed, network).build_algo()
         # The env runner's copy of the module lacks the value head.
         learner: Any = algorithm.learner_group._learner
         count = sum(
@@ -69,7 +79,7 @@ def build_game(settings: Any) -> gymnasium.Env[Any, Any]:
     return wrap_atari_for_new_api_stack(game, dim=84, framestack=4)
 
 
-def build_config(seed: int) -> PPOConfig:
+def build_config(seed: int, network: DefaultModelConfig) -> PPOConfig:
     """8 games x 128 agent steps, 4 epochs in minibatches of 256."""
     return (
         PPOConfig()
@@ -89,17 +99,8 @@ def build_config(seed: int) -> PPOConfig:
             grad_clip=0.5,
             grad_clip_by="global_norm",
         )
+        .rl_module(model_config=network)
         .debugging(seed=seed, log_level="WARN")
-    )
-
-
-def build_nature_cnn() -> DefaultModelConfig:
-    """retro_ml's network: as many parameters, in the same layers."""
-    return DefaultModelConfig(
-        conv_filters=CONVOLUTIONS,
-        conv_activation="relu",
-        head_fcnet_hiddens=[],
-        vf_share_layers=True,
     )
 
 
