@@ -233,8 +233,12 @@ def _cell(column: Column, value: Any) -> str:
 
 def _read_lines(csv_path: Path, convert: Callable[[list[str], bytes], _T]) -> Iterator[_T]:
     with open(csv_path, "rb") as file:
+        first = file.readline()
+        if not first.endswith(b"\n"):
+            # Not whole yet, nor is what a writer may have appended since.
+            return
         try:
-            header = _cells(file.readline())
+            header = _cells(first)
         except ValueError as error:
             raise ArtifactError(f"{csv_path} line 1 is damaged: {error}") from error
         for number, line in enumerate(file, start=2):
