@@ -199,6 +199,27 @@ def test_a_torn_last_line_is_left_out_a_damaged_one_is_not(tmp_path: Path) -> No
         list(read_rows(file_of(tmp_path, torn + b"\n", whole)))
 
 
+@pytest.mark.parametrize("begun", [b"", b"type,timest"])
+def test_a_file_that_is_just_being_made_has_no_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    """A reader that comes before the header is whole must not take what follows for its rows."""
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(begun)
+
+    class Overtaken(io.FileIO):
+        """The writer goes on right after the reader has looked at the first line."""
+
+        def readline(self, size: int | None = -1) -> bytes:
+            line = super().readline(size)
+            if path.read_bytes() == begun:
+                path.write_bytes(build_header() + row(STEP, step=1))
+            return line
+
+    monkeypatch.setattr("builtins.open", lambda name, mode: Overtaken(name, "r"))
+    assert list(read_rows(path)) == []
+
+
 @pytest.mark.parametrize(
     ("after_step", "left"), [(0, []), (10, [10, 10]), (15, [10, 10]), (20, [10, 10, 20])]
 )
