@@ -10,6 +10,10 @@ dashboard and its agent, the agent for runtime environments, the log monitor. No
 them, and they take 250 MB and the two seconds in which a trial could begin. ray.init offers no
 choice (2.60: `include_dashboard=False` starts all but the dashboard's pages), so its private parts
 are patched while it runs; `retro_ml.cluster.worker_output` reads the logs instead.
+
+Head and node have a process group of their own: a signal to this process's group (Ctrl-C in a
+terminal, `timeout`, `kill -TERM -PGID`) asks the run to end, which then needs them for its last
+checkpoint; Ray shields them from SIGINT alone.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -147,6 +152,9 @@ def _bare_node() -> Iterator[None]:
             command = kept + [f"{name}={value}" for name, value in NODE_OPTIONS.items()]
         return ray_start_process(command, process_type, *args, **how)
 
+    def start_apart(*args: Any, **how: Any) -> subprocess.Popen[Any]:
+        return popen(*args, **how, process_group=0)
+
     def start_nothing(self: Any, **_: Any) -> None:
         self._webui_url = None
 
@@ -154,10 +162,10 @@ def _bare_node() -> Iterator[None]:
     # they take an agent to make, and a worker of its own to use. Here workers are as this process.
     uv_run = ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
     tune_variables = class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE
-    ray_start_process = services.start_ray_process
+    ray_start_process, popen = services.start_ray_process, services.ConsolePopen
     unwanted = ("start_monitor", "start_api_server", "start_log_monitor")
     before = {name: getattr(node.Node, name) for name in unwanted}
-    services.start_ray_process = start_process
+    services.start_ray_process, services.ConsolePopen = start_process, start_apart
     class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = {}, set()
     ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
     for name in unwanted:
@@ -165,7 +173,7 @@ def _bare_node() -> Iterator[None]:
     try:
         yield
     finally:
-        services.start_ray_process = ray_start_process
+        services.start_ray_process, services.ConsolePopen = ray_start_process, popen
         class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = tune_variables
         ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = uv_run
         for name, function in before.items():

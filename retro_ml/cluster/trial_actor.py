@@ -19,6 +19,7 @@ from ray.tune import Checkpoint, PlacementGroupFactory, Trainable
 
 from retro_ml.cluster.placement import trial_bundles
 from retro_ml.cluster.trial_checkpoints import TrialCheckpoints
+from retro_ml.core.artifacts.checkpoint_files import CheckpointError
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.rllib.names import AGENT_STEPS, POINTER_FILE, RECORDS, SCORE
 
@@ -110,9 +111,18 @@ class TrialActor(Trainable):
         return _TrainingResult(_checkpoint(folder), dict(self._last_result or {}))
 
     def restore(self, checkpoint_path: _TrainingResult) -> None:
-        """Goes on from what `save` returned, on whatever node that was."""
+        """Goes on from what `save` returned, on whatever node that was.
+
+        From the newest whole one before it where that is damaged.
+        """
         folder = self._checkpoints.find(Path(checkpoint_path.checkpoint.path))
-        super().restore(_TrainingResult(_checkpoint(folder), checkpoint_path.metrics))
+        try:
+            super().restore(_TrainingResult(_checkpoint(folder), checkpoint_path.metrics))
+        except CheckpointError:
+            whole = self._checkpoints.find_whole()
+            if whole is None:
+                raise
+            super().restore(_TrainingResult(_checkpoint(whole), checkpoint_path.metrics))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """See `AtariAlgorithm.save_checkpoint`."""

@@ -6,15 +6,23 @@ the background, and fetches the one that it goes on from if that is not on its d
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from pathlib import Path
 
-from retro_ml.core.artifacts.checkpoint_files import CheckpointError
+from retro_ml.core.artifacts.checkpoint_files import (
+    CheckpointError,
+    choose_checkpoint,
+    set_newer_aside,
+)
 from retro_ml.core.artifacts.checkpoint_mirror import CheckpointMirror, fetch_checkpoint
 from retro_ml.core.artifacts.remote_folder import BACKGROUND_PATIENCE_S, ObjectMissing, RemoteFolder
 from retro_ml.core.engine.run_storage import PATIENCE_S
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.run_paths import RunPaths
+
+logger = logging.getLogger("retro_ml.cluster")
 
 INITIAL_PATIENCE_S = 60.0
 """How long a trial on another node waits for what the driver sends at the start."""
@@ -46,14 +54,20 @@ class TrialCheckpoints:
     def find(self, checkpoint: Path) -> Path:
         """A checkpoint of this or another trial on this disk, fetched if need be.
 
-        An older one takes its place where it is not in storage: it was not sent in time.
+        Another takes its place where it is gone: a newer one, if the process died before it could
+        tell of it; an older one where this one is not in storage, because it was not sent in time.
 
         Raises:
             CheckpointError: there is none.
             StorageError: storage does not answer.
         """
-        if self._uri is None or checkpoint.is_dir():
+        if checkpoint.is_dir():
             return checkpoint
+        if self._uri is None:
+            whole = self.find_whole()
+            if whole is None:
+                raise CheckpointError(f"{checkpoint} is gone, and there is no other")
+            return whole
         paths = RunPaths(self._config.output_dir, checkpoint.parent.parent.name)
         own = paths.experiment_id == self._config.experiment_id
         root = self.folder if own else paths.checkpoints_dir
@@ -65,6 +79,15 @@ class TrialCheckpoints:
         if fetched is None:
             raise CheckpointError("; ".join(faults) or f"{checkpoint} is neither here nor there")
         return fetched.path
+
+    def find_whole(self) -> Path | None:
+        """The newest whole checkpoint of this trial on this disk; damaged ones are set aside."""
+        # All have their rows: the driver has written them before it asked for the checkpoint.
+        chosen, faults = choose_checkpoint(self.folder, at_most=math.inf)
+        set_newer_aside(self.folder, chosen)
+        for fault in faults:
+            logger.warning("a checkpoint is left aside: %s", fault)
+        return None if chosen is None else chosen.path
 
     def find_initial(self, weights: Path) -> Path:
         """The weights that the run begins with, fetched if they are not on this disk.

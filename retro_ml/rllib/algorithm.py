@@ -207,34 +207,50 @@ class AtariAlgorithm(Algorithm):
         }
         self.set_learner_state({COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: state}})
 
-    def get_games_states(self) -> list[dict[str, Any]]:
-        """The state of every env runner's games, in the order of the env runners."""
-        states: list[dict[str, Any]] = self.env_runner_group.foreach_env_runner(
-            lambda runner: runner.get_games_state(),
-            local_env_runner=not self.config.num_env_runners,
-        )
-        return states
+    def get_games_states(self) -> list[dict[str, Any] | None]:
+        """The state of every env runner's games, in the order of the env runners.
 
-    def set_games_states(self, states: list[dict[str, Any]]) -> None:
-        """The inverse of `get_games_states`."""
+        None stands for one that has just died, and its games with it.
+        """
+        if not self.config.num_env_runners:
+            return [self.env_runner.get_games_state()]
+        states = self.env_runner_group.foreach_env_runner(
+            lambda runner: (runner.worker_index, runner.get_games_state()), local_env_runner=False
+        )
+        by_index: dict[int, dict[str, Any]] = dict(states)
+        return [by_index.get(index + 1) for index in range(self.config.num_env_runners)]
+
+    def set_games_states(self, states: list[dict[str, Any] | None]) -> None:
+        """The inverse of `get_games_states`; games that had died begin anew."""
         if not self.config.num_env_runners:
             self.env_runner.set_games_state(states[0])
             return
+        steps = self.progress.agent_steps
         self.env_runner_group.foreach_env_runner(
-            [lambda runner, state=state: runner.set_games_state(state) for state in states],
+            [
+                lambda runner, state=state: (
+                    runner.set_agent_steps(steps)
+                    if state is None
+                    else runner.set_games_state(state)
+                )
+                for state in states
+            ],
             local_env_runner=False,
         )
 
-    def get_extra_state(self, checkpoint: Path) -> tuple[dict[str, Any], list[Path]]:
+    def get_extra_state(
+        self, checkpoint: Path
+    ) -> tuple[dict[str, Any], dict[Path, dict[str, Any]]]:
         """What else decides this algorithm's future (DQN's replay).
 
         Args:
             checkpoint: where the checkpoint will lie; shared files go beside it.
 
         Returns:
-            Arrays and numbers, and the shared files that belong to the checkpoint.
+            Arrays and numbers, and the shared files that belong to the checkpoint, each with what
+            a manifest tells of it.
         """
-        return {}, []
+        return {}, {}
 
     def set_extra_state(self, state: dict[str, Any], checkpoint: Path) -> None:
         """The inverse of `get_extra_state`."""

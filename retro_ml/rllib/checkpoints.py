@@ -56,7 +56,13 @@ def save_checkpoint(algorithm: AtariAlgorithm, folder: Path) -> None:
         "score": algorithm.progress.score,
         "action_meanings": list(algorithm.action_meanings),
     }
-    save_checkpoint_folder(target, lambda into: _write(algorithm, into, target), facts=facts)
+    shared: dict[Path, dict[str, Any]] = {}
+
+    def write(into: Path) -> list[Path]:
+        shared.update(_write(algorithm, into, target))
+        return list(shared)
+
+    save_checkpoint_folder(target, write, facts=facts, known=shared)
     if root is not None:
         prune_checkpoints(Path(root), keep=algorithm.experiment.checkpointing.keep)
         note = {"path": str(target), "agent_steps": steps}
@@ -85,9 +91,9 @@ def load_checkpoint(algorithm: AtariAlgorithm, folder: Path) -> None:
         NETWORK_PREFIX + name: array for name, array in weights.items()
     }
     algorithm.set_learner_state(learner)
-    algorithm.set_games_states(load_state(folder, "games"))
     trial = load_state(folder, "trial")
     algorithm.progress = Progress.from_dict(trial["progress"])
+    algorithm.set_games_states(load_state(folder, "games"))
     algorithm.set_extra_state(trial["extra"], folder)
 
 
@@ -99,7 +105,7 @@ def resolve_checkpoint(folder: Path) -> Path:
     return Path(json.loads(note.read_text(encoding="utf-8"))["path"])
 
 
-def _write(algorithm: AtariAlgorithm, into: Path, target: Path) -> list[Path]:
+def _write(algorithm: AtariAlgorithm, into: Path, target: Path) -> dict[Path, dict[str, Any]]:
     learner = algorithm.get_learner_state()
     module = dict(learner[COMPONENT_RL_MODULE][DEFAULT_MODULE_ID])
     weights = {name: module.pop(name) for name in list(module) if name.startswith(NETWORK_PREFIX)}

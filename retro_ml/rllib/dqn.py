@@ -117,7 +117,9 @@ class DQN(AtariAlgorithm, rllib_dqn.DQN):
         epsilon = float(np.interp(self.progress.agent_steps, [start, end], [high, low]))
         return {"epsilon": epsilon, "replay_size": len(self.replay)}
 
-    def get_extra_state(self, checkpoint: Path) -> tuple[dict[str, Any], list[Path]]:
+    def get_extra_state(
+        self, checkpoint: Path
+    ) -> tuple[dict[str, Any], dict[Path, dict[str, Any]]]:
         """Replay, priorities, the generator of draws, and the agent steps not yet learned from."""
         segments, files = self._segments.save(self.replay, checkpoint)
         state = {

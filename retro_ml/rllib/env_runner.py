@@ -125,9 +125,12 @@ class AtariEnvRunner(SingleAgentEnvRunner):
         self._ages = np.array(state["ages"], np.uint8)
         self._rng.bit_generator.state = state["rng"]
         self._needs_initial_reset = False
+        self.set_agent_steps(int(state["agent_steps"]))
+
+    def set_agent_steps(self, agent_steps: int) -> None:
+        """Counts the run's agent steps from here, those of all env runners together."""
         # RLlib adds up the env runners' counts with their next metrics (and resets them on a
         # restore otherwise: ray issues 53877 and 28289).
-        agent_steps = int(state["agent_steps"])
         self.num_env_steps_sampled_lifetime = agent_steps
         self.metrics.log_value(
             NUM_ENV_STEPS_SAMPLED_LIFETIME,

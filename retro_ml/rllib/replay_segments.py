@@ -3,12 +3,15 @@
 A segment holds the rows that every lane has got since the segment before, compressed with zstd
 (Atari frames shrink twenty- to fiftyfold). Checkpoints name the segments that still matter; a
 segment whose rows have all left the rings is named no more and removed with the last checkpoint
-that knew it.
+that knew it. Each save proves the files that it names again: where one is not what was written, its
+rows, which are in memory still, are written anew with all others.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,9 +20,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from retro_ml.core.artifacts.checkpoint_files import CheckpointError
+from retro_ml.core.artifacts.checkpoint_files import CheckpointError, describe_file
 from retro_ml.core.experiments.faults import as_line
 from retro_ml.rllib.replay import FrameReplay
+
+logger = logging.getLogger("retro_ml.rllib")
 
 FOLDER = "replay"
 _NAME = re.compile(r"rows-[0-9]{1,19}-[0-9]{1,19}\.zst")
@@ -41,11 +46,21 @@ class ReplaySegments:
 
     def __init__(self) -> None:
         self._segments: list[Segment] = []
+        self._written: dict[str, dict[str, Any]] = {}
+        """`describe_file` of each segment as it was written, by its name."""
 
-    def save(self, replay: FrameReplay, checkpoint: Path) -> tuple[dict[str, Any], list[Path]]:
-        """Writes what is new beside `checkpoint`; returns the state and the files it refers to."""
+    def save(
+        self, replay: FrameReplay, checkpoint: Path
+    ) -> tuple[dict[str, Any], dict[Path, dict[str, Any]]]:
+        """Writes what is new beside `checkpoint`.
+
+        Returns:
+            The state, and the files that it refers to, each with what a manifest tells of it.
+        """
         folder = checkpoint.parent / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
+        if not all(self._is_intact(folder / segment.name) for segment in self._segments):
+            self._segments.clear()
         known = self._segments[-1].stops if self._segments else [0] * replay.num_lanes
         stops = replay.heads.tolist()
         if stops != known:
@@ -53,12 +68,15 @@ class ReplaySegments:
             first = np.maximum(np.asarray(known) - 1, 0)
             starts = np.maximum(first, np.asarray(stops) - replay.lane_size).tolist()
             segment = Segment(f"rows-{sum(starts)}-{sum(stops)}.zst", starts, stops)
-            (folder / segment.name).write_bytes(_pack(replay, segment))
+            content = _pack(replay, segment)
+            (folder / segment.name).write_bytes(content)
+            self._note(segment, content)
             self._segments.append(segment)
         oldest = replay.heads - replay.lane_size
         self._segments = [s for s in self._segments if (np.asarray(s.stops) > oldest).any()]
+        self._written = {s.name: self._written[s.name] for s in self._segments}
         state = {"segments": [asdict(s) for s in self._segments]}
-        return state, [folder / segment.name for segment in self._segments]
+        return state, {folder / name: described for name, described in self._written.items()}
 
     def load(self, replay: FrameReplay, state: dict[str, Any], checkpoint: Path) -> None:
         """Fills an empty replay from the segments that `checkpoint` refers to.
@@ -74,12 +92,28 @@ class ReplaySegments:
             _check_fit(segment, replay)
             path = checkpoint.parent / FOLDER / segment.name
             try:
-                _unpack(replay, segment, path.read_bytes())
+                content = path.read_bytes()
+                self._note(segment, content)
+                _unpack(replay, segment, content)
             except OSError as error:
                 reason = error.strerror or error
                 raise CheckpointError(f"replay segment {path}: cannot be read: {reason}") from None
             except (ValueError, RecursionError) as error:
                 raise CheckpointError(f"replay segment {path} is damaged: {error}") from None
+
+    def _note(self, segment: Segment, content: bytes) -> None:
+        digest = hashlib.sha256(content).hexdigest()
+        self._written[segment.name] = {"sha256": digest, "bytes": len(content)}
+
+    def _is_intact(self, path: Path) -> bool:
+        try:
+            intact = describe_file(path) == self._written[path.name]
+            reason = "it is not what was written"
+        except OSError as error:
+            intact, reason = False, error.strerror or str(error)
+        if not intact:
+            logger.warning("replay segment %s: %s; all is written anew", path, reason)
+        return intact
 
 
 def _pack(replay: FrameReplay, segment: Segment) -> bytes:

@@ -2,8 +2,9 @@
 
 A checkpoint is a folder `step-N` whose `manifest.json` names every file that belongs to it with
 size and sha256. It is built under another name, flushed to disk, and renamed once the manifest,
-written last, is there. Files outside the folder that several checkpoints share (DQN's replay) are
-named in the manifest by their path relative to it.
+written last, is there; one that a kill left between the two is renamed when it is looked for. Files
+outside the folder that several checkpoints share (DQN's replay) are named in the manifest by their
+path relative to it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,8 @@ MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 64 * 1024**2  # a segment of the replay takes 150, each checkpoint adds one
 _STEP_NAME = re.compile(r"step-(\d+)")
-_DAMAGED = "damaged-"
+_UNFINISHED_NAME = re.compile(r"\.(step-\d+)-.+")
+_ASIDE = "aside-"
 _LONGEST_NAME = 100  # characters of a file's name that are shown
 
 
@@ -44,7 +47,11 @@ class CheckpointFolder:
 
 
 def save_checkpoint_folder(
-    target: Path, write: Callable[[Path], Sequence[Path]], *, facts: dict[str, Any]
+    target: Path,
+    write: Callable[[Path], Sequence[Path]],
+    *,
+    facts: dict[str, Any],
+    known: Mapping[Path, dict[str, Any]] | None = None,
 ) -> None:
     """Makes `target` with what `write` puts into the folder it is given.
 
@@ -52,33 +59,39 @@ def save_checkpoint_folder(
         target: the folder to make; one that is there already is replaced.
         write: returns the files outside of the folder that belong to the checkpoint too.
         facts: plain values to stand in the manifest.
+        known: `describe_file` of those of the files outside that `write` has just read anyway.
 
     Raises:
         ArtifactError: the disk is full or the like; nothing is left behind.
     """
+    building = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
+    replaced = building.with_name(f"{building.name}.before")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise ArtifactError.from_os_error(error, target) from error
-    try:
+        building.mkdir(parents=True)
         shared = write(building)
         files = sorted(path for path in building.rglob("*") if path.is_file())
-        listed = {path.relative_to(building).as_posix(): _describe(path) for path in files}
-        listed |= {
-            Path(os.path.relpath(path, target)).as_posix(): _describe(path) for path in shared
-        }
+        listed = {path.relative_to(building).as_posix(): describe_file(path) for path in files}
+        for path in shared:
+            described = (known or {}).get(path) or describe_file(path)
+            listed[Path(os.path.relpath(path, target)).as_posix()] = described
         manifest = {"format_version": FORMAT_VERSION, **facts, "files": listed}
         manifest_path = building / MANIFEST_NAME
         manifest_path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        for path in [*files, *shared, manifest_path, building]:
+        folders = sorted({path.parent for path in [*files, *shared, manifest_path]})
+        for path in [*files, *shared, manifest_path, *folders]:
             _flush(path)
-        _remove(target)
+        # Killed between the two, `finish_saves` goes on.
+        if os.path.lexists(target):
+            os.rename(target, replaced)
         os.rename(building, target)
         _flush(target.parent)
+        remove_checkpoint(replaced)
     except OSError as error:
         raise ArtifactError.from_os_error(error, target) from error
     finally:
+        if os.path.lexists(replaced) and not os.path.lexists(target):
+            with suppress(OSError):  # what led here is being reported, and it is found later
+                os.rename(replaced, target)
         shutil.rmtree(building, ignore_errors=True)
 
 
@@ -104,7 +117,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
                     f"{path}: {shown} is not what was saved (size or sha256 differs)"
                 )
         except OSError as error:
-            raise CheckpointError(f"{path}: {shown} cannot be read: {error.strerror}") from None
+            raise CheckpointError(f"{path}: {shown} cannot be read: {error.strerror}") from error
     return manifest
 
 
@@ -127,7 +140,7 @@ def load_manifest(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: {MANIFEST_NAME} is too big to be one")
         content = file.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path}: {MANIFEST_NAME} cannot be read: {error}") from None
+        raise CheckpointError(f"{path}: {MANIFEST_NAME} cannot be read: {error}") from error
     return read_manifest(content, path)
 
 
@@ -165,24 +178,58 @@ def find_checkpoints(root: Path) -> list[CheckpointFolder]:
 def choose_checkpoint(root: Path, *, at_most: float) -> tuple[CheckpointFolder | None, list[str]]:
     """The newest whole checkpoint of up to `at_most` agent steps; what is wrong with newer ones.
 
-    The damaged ones are renamed to `damaged-step-N`, out of the way of what is saved next; the next
-    save removes them.
+    Whoever goes on from it calls `set_newer_aside`. No save may be under way.
+
+    Raises:
+        OSError: a checkpoint may not be read, so that there is no telling whether it is whole; or
+            `root` cannot be written.
     """
+    finish_saves(root)
     faults = []
     for folder in reversed(find_checkpoints(root)):
         try:
             verify_checkpoint(folder.path)
-            if folder.agent_steps > at_most:
-                faults.append(f"{folder.path}: metrics.csv ends before it")
-                continue
         except CheckpointError as error:
+            if isinstance(error.__cause__, PermissionError):
+                raise error.__cause__ from None
             faults.append(str(error))
-            aside = folder.path.with_name(f"{_DAMAGED}{folder.path.name}")
-            _remove(aside)
-            os.rename(folder.path, aside)
-        else:
+            continue
+        if folder.agent_steps <= at_most:
             return folder, faults
+        faults.append(f"{folder.path}: metrics.csv ends before it")
     return None, faults
+
+
+def set_newer_aside(root: Path, chosen: CheckpointFolder | None) -> None:
+    """Renames checkpoints newer than the chosen one to `aside-step-N`; the next save removes them.
+
+    They are damaged, or lack their rows, and the run makes them anew. Were they left there, they
+    would be kept as the newest ones, and what it saves before it comes that far would not.
+    """
+    for folder in find_checkpoints(root):
+        if chosen is None or folder.agent_steps > chosen.agent_steps:
+            aside = folder.path.with_name(f"{_ASIDE}{folder.path.name}")
+            remove_checkpoint(aside)
+            os.rename(folder.path, aside)
+
+
+def finish_saves(root: Path) -> None:
+    """Gives checkpoints their names that a killed save left without, whole as they are.
+
+    After a killed adoption the run has its own checkpoints again. Nothing may be under way.
+    """
+    before = _place_aside(root)
+    if before.is_dir() and not os.path.lexists(root):
+        os.rename(before, root)
+    for path in sorted(root.glob(".step-*")):
+        match = _UNFINISHED_NAME.fullmatch(path.name)
+        if match is None or path.is_symlink() or os.path.lexists(root / match[1]):
+            continue
+        try:
+            verify_checkpoint(path)
+        except CheckpointError:  # not finished; the next save removes it
+            continue
+        os.rename(path, root / match[1])
 
 
 def adopt_checkpoint(source: Path, root: Path) -> CheckpointFolder:
@@ -200,10 +247,10 @@ def adopt_checkpoint(source: Path, root: Path) -> CheckpointFolder:
         ArtifactError: `root` cannot be written.
     """
     building = root.with_name(f".{root.name}-adopted")
-    before = root.with_name(f".{root.name}-before")
+    before = _place_aside(root)
     try:
-        _remove(building)
-        _remove(before)
+        remove_checkpoint(building)
+        remove_checkpoint(before)
         for name in [*verify_checkpoint(source)["files"], MANIFEST_NAME]:
             target = Path(os.path.normpath(building / source.name / name))
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -212,7 +259,7 @@ def adopt_checkpoint(source: Path, root: Path) -> CheckpointFolder:
             os.rename(root, before)
         os.rename(building, root)
         _flush(root.parent)
-        _remove(before)
+        remove_checkpoint(before)
     except FileNotFoundError:
         raise CheckpointError(f"{source}: removed while it was read") from None
     except OSError as error:
@@ -224,22 +271,25 @@ def prune_checkpoints(root: Path, *, keep: int) -> None:
     """Removes all but the newest `keep` and the best, then the files that none of those names.
 
     The best has the highest `score` in its manifest, the newest of them where several have. The
-    remains of a save that was killed, and damaged checkpoints, go too; so no other save may be
-    under way.
+    remains of a save that was killed, and checkpoints that were set aside, go too; so no other save
+    may be under way.
     """
-    for unfinished in [*root.glob(".step-*"), *root.glob(f"{_DAMAGED}*")]:
-        _remove(unfinished)
+    for unneeded in [*root.glob(".step-*"), *root.glob(f"{_ASIDE}*")]:
+        remove_checkpoint(unneeded)
     manifests = {}
     for folder in find_checkpoints(root):
         try:
             manifests[folder] = load_manifest(folder.path)
         except CheckpointError:
-            _remove(folder.path)
+            remove_checkpoint(folder.path)
     by_steps = {folder.agent_steps: manifest for folder, manifest in manifests.items()}
     chosen = choose_kept(by_steps, keep=keep)
     kept = {folder for folder in manifests if folder.agent_steps in chosen}
     for folder in manifests.keys() - kept:
-        _remove(folder.path)
+        if not folder.path.is_symlink():
+            # First of all: killed in the midst of it, no part of it may pass for a checkpoint.
+            (folder.path / MANIFEST_NAME).unlink(missing_ok=True)
+        remove_checkpoint(folder.path)
     # By their names alone: what lies there may be a link that leads nowhere.
     named = {
         os.path.normpath(os.path.join(folder.path, name))
@@ -265,12 +315,24 @@ def choose_kept(manifests: Mapping[int, dict[str, Any]], *, keep: int) -> set[in
     return kept
 
 
-def _remove(path: Path) -> None:
+def remove_checkpoint(path: Path) -> None:
     """A folder with all in it, or a file or link that bears a checkpoint's name; or nothing."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """What a manifest tells of a file. Raises OSError."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"sha256": digest, "bytes": path.stat().st_size}
+
+
+def _place_aside(root: Path) -> Path:
+    """Where a run's own checkpoints lie while another's take their place."""
+    return root.with_name(f".{root.name}-before")
 
 
 def _take_over(source: Path, target: Path, *, link: bool) -> None:
@@ -295,13 +357,7 @@ def _is_score(score: Any) -> bool:
 def _is_as_described(path: Path, expected: Any) -> bool:
     # The size first: whatever lies there in its place may take long to read.
     size_bytes = expected.get("bytes") if isinstance(expected, dict) else None
-    return path.stat().st_size == size_bytes and _describe(path) == expected
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"sha256": digest, "bytes": path.stat().st_size}
+    return path.stat().st_size == size_bytes and describe_file(path) == expected
 
 
 def _flush(path: Path) -> None:

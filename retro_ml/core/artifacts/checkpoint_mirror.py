@@ -27,6 +27,7 @@ from retro_ml.core.artifacts.checkpoint_files import (
     find_checkpoints,
     is_of_checkpoints,
     read_manifest,
+    remove_checkpoint,
     verify_checkpoint,
 )
 from retro_ml.core.artifacts.mirror import INTERVAL_S, Mirror
@@ -266,7 +267,7 @@ def _fetch(remote: RemoteFolder, steps: int, root: Path, objects: Collection[str
         except CheckpointError:
             _disown(remote, name)
             raise
-        shutil.rmtree(root / name, ignore_errors=True)
+        remove_checkpoint(root / name)
         os.rename(building, root / name)
     finally:
         shutil.rmtree(building, ignore_errors=True)

@@ -6,6 +6,7 @@ whatever machine. Its header says where the weights came from.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,20 @@ def save_initial_weights(config: ExperimentConfig, initial: InitialWeights) -> N
     header = {_ORIGIN: json.dumps(initial.origin)}
     content = safetensors.numpy.save(initial.weights, metadata=header)
     replace_atomically(config.paths.initial_weights_path, lambda file: file.write(content))
+
+
+def is_moved(config: ExperimentConfig, stored: ExperimentConfig) -> bool:
+    """Whether `init_from` names the very file that the stored run began with, in another place."""
+    if config.init_from is None or stored.init_sha256 is None:
+        return False
+    path = Path(config.init_from)
+    try:
+        if not path.is_file():  # going on needs it no more
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == stored.init_sha256
+    except OSError:
+        return False
 
 
 def load_initial_weights(path: Path) -> InitialWeights:

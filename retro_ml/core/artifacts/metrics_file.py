@@ -127,16 +127,25 @@ def read_rows(csv_path: Path) -> Iterator[dict[str, Any]]:
     return _read_lines(csv_path, _row)
 
 
-def read_last_whole_step(csv_path: Path) -> int:
-    """Agent steps of the last training_step before the first damaged line; 0 where none is."""
+def read_last_whole_step(csv_path: Path) -> tuple[int, str | None]:
+    """Agent steps of the last training_step before the first damaged line; 0 where none is.
+
+    Returns:
+        The steps, and what is wrong with the file where it is damaged or missing.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     step = 0
     try:
         for row in read_rows(csv_path):
             if row["type"] == EventType.TRAINING_STEP.value and row["step"] is not None:
                 step = row["step"]
+    except FileNotFoundError:
+        return 0, f"{csv_path} is gone"
     except ArtifactError as error:
-        logger.warning("%s", error)
-    return step
+        return step, str(error)
+    return step, None
 
 
 def cut_rows(csv_path: Path, *, after_step: int) -> None:
@@ -234,8 +243,7 @@ def _cell(column: Column, value: Any) -> str:
 def _read_lines(csv_path: Path, convert: Callable[[list[str], bytes], _T]) -> Iterator[_T]:
     with open(csv_path, "rb") as file:
         first = file.readline()
-        if not first.endswith(b"\n"):
-            # Not whole yet, nor is what a writer may have appended since.
+        if not first.endswith(b"\n"):  # just being made: what follows would pass for its rows
             return
         try:
             header = _cells(first)

@@ -68,6 +68,7 @@ class StatusWriter(RunWriter):
         }
 
     def _begin(self) -> None:
+        self._status |= self._read_before()
         self._save()
 
     def _take(self, event: MetricEvent) -> None:
@@ -76,6 +77,8 @@ class StatusWriter(RunWriter):
             case EventType.RUN_STARTED:
                 self._status.update(state="running", error=None)
                 self._set_step(data.get("from_step", 0))
+                if self._status["step"] == 0:
+                    self._status.update(reward=None, games=0)
             case EventType.TRAINING_STEP:
                 self._set_step(data["step"])
                 self._status["reward"] = plain(data.get("reward"))
@@ -91,6 +94,18 @@ class StatusWriter(RunWriter):
         due = time.monotonic() - self._saved_at_s >= _INTERVAL_S
         if not ordinary or (due and PACE.allows()):
             self._save()
+
+    def _read_before(self) -> dict[str, Any]:
+        """How far the run was, until the attempt tells how far it goes on from."""
+        try:
+            if not self._path.is_file():
+                return {}
+            before = json.loads(self._path.read_bytes())
+            kept = {name: plain(before[name]) for name in ("step", "reward", "games")}
+            progress = min(1.0, kept["step"] / self._config.total_timesteps)
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return {}
+        return {**kept, "progress": progress}
 
     def _set_step(self, step: int) -> None:
         self._status["step"] = plain(step)

@@ -40,7 +40,7 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     temporary file is a sibling of fixed name, so one left by a kill is overwritten by the next
     call; two writers of one path at the same time are not supported. Raises ArtifactError.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_path(path)
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -54,6 +54,11 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException:
         _remove_if_there(temporary)
         raise
+
+
+def temporary_path(path: Path) -> Path:
+    """Where `replace_atomically` builds the file; a kill may leave it there."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 class AppendFile:

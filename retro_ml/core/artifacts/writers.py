@@ -97,6 +97,8 @@ class _LinesWriter(RunWriter):
         self._path = path
         self._lines: AppendFile | None = None
         self._synced_at_s = time.monotonic()
+        self._iterations = 0
+        """Since the last checkpoint, or since the attempt began."""
 
     def _open(self) -> AppendFile:
         if self._lines is None:
@@ -124,13 +126,25 @@ class _LinesWriter(RunWriter):
 
     def _sync(self, event: MetricEvent) -> None:
         """Training steps come often and may wait; all else is on the disk at once."""
+        if not _is_ordinary(event):
+            self._iterations = 0
+        elif event.event_type is EventType.TRAINING_STEP:
+            self._iterations += 1
         if _is_ordinary(event) and not (
-            time.monotonic() - self._synced_at_s >= _SYNC_INTERVAL_S and PACE.allows()
+            self._precedes_checkpoint(event)
+            or (time.monotonic() - self._synced_at_s >= _SYNC_INTERVAL_S and PACE.allows())
         ):
             return
         with PACE.timed():
             self._open().sync()
         self._synced_at_s = time.monotonic()
+
+    def _precedes_checkpoint(self, event: MetricEvent) -> bool:
+        """Whether the trial saves next: a checkpoint whose rows are lost cannot be gone on from."""
+        if event.event_type is EventType.EPISODE_FINISHED:
+            return False
+        ends = event.data.get("step", 0) >= self._config.total_timesteps
+        return ends or self._iterations >= self._config.checkpoint_iterations
 
     def _end(self) -> None:
         if self._lines is not None:

@@ -7,10 +7,7 @@ is refused. All of it happens under the run's lock, which the caller releases.
 
 from __future__ import annotations
 
-import errno
-import json
 import logging
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,12 +18,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from retro_ml.core.artifacts.checkpoint_files import CheckpointFolder, choose_checkpoint
-from retro_ml.core.artifacts.initial_weights import InitialWeights, save_initial_weights
-from retro_ml.core.artifacts.metrics_file import read_last_whole_step
+from retro_ml.core.artifacts.checkpoint_files import CheckpointFolder
+from retro_ml.core.artifacts.initial_weights import InitialWeights, is_moved, save_initial_weights
 from retro_ml.core.artifacts.model_archive import ArchiveError
 from retro_ml.core.artifacts.remote_folder import RemoteFolder, StorageError
-from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically
+from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically, temporary_path
+from retro_ml.core.engine.resume_point import (
+    NoResumePoint,
+    ResumePoint,
+    find_resume_point,
+    is_finished,
+    load_status,
+    read_small,
+)
 from retro_ml.core.engine.run_claim import outlive, read_claim
 from retro_ml.core.engine.run_lock import RunLock, RunLocked
 from retro_ml.core.engine.run_storage import RunStorage
@@ -39,9 +43,6 @@ logger = logging.getLogger("retro_ml.engine")
 
 ReadInitial = Callable[[ExperimentConfig], InitialWeights | None]
 """What gives the weights that `init_from` names; raises ArchiveError."""
-
-MAX_BYTES = 1_000_000
-"""Of config.json and status.json, which take a few thousand."""
 
 
 class BadRunFolder(ValueError):
@@ -65,6 +66,8 @@ class OpenRun:
     lock: RunLock
     restore_from: CheckpointFolder | None = None
     """The checkpoint to go on from."""
+    complete: bool = False
+    """That checkpoint is the run's end already, which only has to be told."""
     finished: dict[str, Any] | None = None
     """status.json of a run that has nothing left to do."""
     notices: tuple[str, ...] = ()
@@ -132,13 +135,6 @@ def load_config(config: ExperimentConfig) -> ExperimentConfig:
     )
 
 
-def read_small(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
-    """A regular file of ours; a pipe would be waited for. Raises OSError."""
-    if not path.is_file() or path.stat().st_size > max_bytes:
-        raise OSError(errno.EINVAL, f"no regular file of up to {max_bytes:,} bytes")
-    return path.read_bytes()
-
-
 def save_config(config: ExperimentConfig) -> None:
     """Replaces config.json. Raises ArtifactError."""
     text = config.model_dump_json(indent=2) + "\n"
@@ -193,6 +189,8 @@ def _go_on(
     config: ExperimentConfig, options: RunOptions, lock: RunLock, storage: RunStorage | None
 ) -> OpenRun:
     stored = load_config(config)
+    if is_moved(config, stored):
+        config = config.model_copy(update={"init_from": stored.init_from})
     differences = describe_differences(stored, config)
     if differences:
         raise BadRunFolder(
@@ -201,9 +199,10 @@ def _go_on(
             "--restart-behavior restart to begin anew and keep that folder aside"
         )
     going_on = continue_config(stored, config)
-    status = _load_status(config)
-    if _is_finished(status, going_on, options):
-        return OpenRun(config=going_on, lock=lock, finished=status)
+    status = load_status(config)
+    if is_finished(status, going_on, options):
+        return _leave_alone(going_on, lock, storage, status=status)
+    point = _find_resume_point(going_on, storage)
     notices = []
     if going_on.total_timesteps != stored.total_timesteps:
         try:
@@ -214,18 +213,8 @@ def _go_on(
             f"longer than before: {going_on.total_timesteps:,} agent steps "
             f"instead of {stored.total_timesteps:,}"
         )
-    rows = config.paths.metrics_csv_path
-    # After a power failure the rows may be fewer than those of the newest checkpoint.
-    at_most = read_last_whole_step(rows) if rows.exists() else math.inf
-    checkpoint, faults = choose_checkpoint(config.paths.checkpoints_dir, at_most=at_most)
-    if storage is not None:
-        # Those of another node are only there; rows that are not, cannot be gone on from.
-        reached = at_most if rows.exists() else 0
-        with _storage_faults(config):
-            checkpoint, worse = storage.fetch_checkpoint(checkpoint, at_most=reached)
-        faults += worse
-    notices += [f"warning: a checkpoint is left aside: {fault}" for fault in faults]
-    if checkpoint is None:
+    notices += [f"warning: a checkpoint is left aside: {fault}" for fault in point.faults]
+    if point.checkpoint is None:
         notices.append("no checkpoint there yet: beginning at the start")
         if going_on.init_from is not None and not config.paths.initial_weights_path.exists():
             raise BadRunFolder(
@@ -235,18 +224,52 @@ def _go_on(
     return OpenRun(
         config=going_on,
         lock=lock,
-        restore_from=checkpoint,
+        restore_from=point.checkpoint,
+        complete=point.is_end(going_on, options),
         notices=tuple(notices),
     )
 
 
-def _is_finished(status: dict[str, Any], config: ExperimentConfig, options: RunOptions) -> bool:
-    if status.get("state") != "completed":
-        return False
-    if status["step"] >= config.total_timesteps:
-        return True
-    score, enough = status.get("reward"), options.stop_score
-    return isinstance(score, int | float) and enough is not None and score >= enough
+def _leave_alone(
+    config: ExperimentConfig,
+    lock: RunLock,
+    storage: RunStorage | None,
+    *,
+    status: dict[str, Any],
+) -> OpenRun:
+    """A finished run; but for its model, if that is gone: its last checkpoint gives it anew."""
+    if config.model_path.exists():
+        return OpenRun(config=config, lock=lock, finished=status)
+    try:
+        checkpoint = _find_resume_point(config, storage).checkpoint
+    except BadRunFolder:
+        checkpoint = None
+    if checkpoint is None or checkpoint.agent_steps < status["step"]:
+        notice = f"warning: {config.model_path} is gone, and so is the checkpoint it was made of"
+        return OpenRun(config=config, lock=lock, finished=status, notices=(notice,))
+    notice = f"{config.model_path} is gone: it is made again from the last checkpoint"
+    return OpenRun(
+        config=config, lock=lock, restore_from=checkpoint, complete=True, notices=(notice,)
+    )
+
+
+def _find_resume_point(config: ExperimentConfig, storage: RunStorage | None) -> ResumePoint:
+    where = f"experiment_id: {config.experiment_id} -> "
+    anew = "--restart-behavior restart to begin anew and keep that folder aside"
+    try:
+        return find_resume_point(config, storage)
+    except NoResumePoint as damage:
+        raise BadRunFolder(
+            f"{where}{damage}, so no checkpoint has its rows; put that file back, or choose {anew}"
+        ) from None
+    except StorageError as error:
+        raise BadStorage(f"output_dir: {config.output_dir} -> {error}") from None
+    except OSError as error:
+        path = error.filename or config.paths.experiment_dir
+        raise BadRunFolder(
+            f"{where}{path}: {_reason(error)}; make all in {config.paths.experiment_dir} readable "
+            f"and writable, or choose {anew}"
+        ) from None
 
 
 def _read_initial(
@@ -262,8 +285,9 @@ def _read_initial(
 
 def _begin_new(config: ExperimentConfig, lock: RunLock, initial: InitialWeights | None) -> OpenRun:
     folder, paths = config.paths.experiment_dir, config.paths
-    # The weights are written first: they are what a kill may have left.
-    own = {paths.lock_path, paths.claim_path, paths.initial_weights_path}
+    # What a kill may have left: config.json is written last.
+    begun = {paths.claim_path, paths.initial_weights_path, paths.config_path}
+    own = {paths.lock_path, *begun, *map(temporary_path, begun)}
     foreign = [path.name for path in folder.iterdir() if path not in own]
     if foreign:
         raise BadRunFolder(
@@ -281,15 +305,6 @@ def _begin_new(config: ExperimentConfig, lock: RunLock, initial: InitialWeights 
         paths.initial_weights_path.unlink(missing_ok=True)
         raise _cannot_make(config, error) from None
     return OpenRun(config=config, lock=lock, notices=notices)
-
-
-def _load_status(config: ExperimentConfig) -> dict[str, Any]:
-    """Empty where the run ended before its first one, or where there is no telling."""
-    try:
-        status = json.loads(read_small(config.paths.status_path))
-        return status if isinstance(status.get("step"), int) else {}
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return {}
 
 
 def _move_aside(

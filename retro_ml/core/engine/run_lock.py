@@ -121,7 +121,9 @@ class RunLock:
             if self._descriptor is None:
                 return
             with suppress(OSError):  # the folder is gone or read-only: the lock itself is freed
-                self._path.unlink()
+                # A folder that was renamed took the file along; another's may be in its place.
+                if os.path.samestat(os.fstat(self._descriptor), os.stat(self._path)):
+                    self._path.unlink()
             os.close(self._descriptor)
             self._descriptor = None
         self._released.set()

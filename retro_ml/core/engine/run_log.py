@@ -4,10 +4,12 @@ Warnings of retro_ml itself are shown to the user as well.
 """
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
 
 from retro_ml.core.artifacts.storage import ArtifactError
@@ -117,6 +119,16 @@ class _LogFile(logging.FileHandler):
         super().__init__(path, encoding="utf-8", errors="backslashreplace", delay=True)
         self.error: Exception | None = None
         super().setFormatter(_UtcFormatter(LINE_FORMAT))
+
+    def _open(self) -> TextIOWrapper:
+        """Ends the line that a kill has torn, so that the next one does not go on with it."""
+        file = super()._open()
+        with open(self.baseFilename, "rb") as before:
+            end = before.seek(0, os.SEEK_END)
+            before.seek(max(0, end - 1))
+            if before.read(1) not in (b"", b"\n"):
+                file.write("\n")
+        return file
 
     def setFormatter(self, fmt: logging.Formatter | None) -> None:
         """Keep the format: `ray.init` gives its own to every handler of Ray's logger."""

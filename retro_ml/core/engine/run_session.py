@@ -50,6 +50,7 @@ class RunSession:
         self._bus = bus
         self._writers: list[RunWriter] = []
         self._watched: list[Watched] = []
+        self._started = False
 
     @property
     def trial(self) -> Trial:
@@ -98,6 +99,7 @@ class RunSession:
         """Hands one event of the run to everybody."""
         self.tally.take(event)
         if event.event_type is EventType.RUN_STARTED:
+            self._started = True
             self._note_start(event.data)
         self._bus.emit(event)
 
@@ -106,7 +108,7 @@ class RunSession:
         write_error, checkpoint = self.write_error, self._restore_from
         if write_error is not None:
             return self.failed(str(write_error), exit_code=1)
-        if checkpoint is not None and checkpoint.agent_steps >= self.config.total_timesteps:
+        if checkpoint is not None and self.opened.complete:
             return self._conclude(checkpoint)
         return None
 
@@ -117,6 +119,10 @@ class RunSession:
             end: what the launcher says.
             signum: the signal that asked for it, if one did.
         """
+        if not self._started:
+            self._recall()
+            if end.state == "interrupted":
+                self._emit_start()  # what lies beyond the checkpoint goes
         end = self._seen_from_here(end, signum)
         if end.state != "failed":
             self._emit(EventType.RUN_COMPLETED, self.tally.completed_data(end.state))
@@ -133,13 +139,26 @@ class RunSession:
         return TrialEnd(self.config.experiment_id, "failed", message, exit_code)
 
     def _conclude(self, checkpoint: CheckpointFolder) -> TrialEnd:
+        self._recall()
+        self._emit_start()
         steps = checkpoint.agent_steps
-        rows = read_rows(self.config.paths.metrics_csv_path)
-        last = [row for row in rows if row["type"] == "training_step" and row["step"] == steps][-1]
-        self._emit(EventType.RUN_STARTED, {"from_step": steps})
-        self.tally.take(MetricEvent.now(EventType.TRAINING_STEP, "", last))
         self._emit(EventType.CHECKPOINT_SAVED, {"step": steps, "path": str(checkpoint.path)})
         return TrialEnd(self.config.experiment_id, "completed")
+
+    def _recall(self) -> None:
+        """The numbers of the checkpoint, where no trial has come to tell them."""
+        if self._restore_from is None:
+            return
+        steps = self._restore_from.agent_steps
+        self.tally.step = steps
+        for row in read_rows(self.config.paths.metrics_csv_path):
+            if row["type"] == EventType.TRAINING_STEP.value and row["step"] == steps:
+                self.tally.take(MetricEvent.now(EventType.TRAINING_STEP, "", row))
+                return
+
+    def _emit_start(self) -> None:
+        self._started = True
+        self._emit(EventType.RUN_STARTED, {"from_step": self.tally.step})
 
     def _seen_from_here(self, end: TrialEnd, signum: int | None) -> TrialEnd:
         """What the launcher cannot know: files that could not be written, signals."""

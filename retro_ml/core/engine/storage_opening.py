@@ -18,7 +18,7 @@ from retro_ml.core.artifacts.remote_folder import (
 from retro_ml.core.engine.run_claim import Claim, ClaimKeeper, outlive, read_claim
 from retro_ml.core.engine.run_storage import PATIENCE_S, RunStorage
 from retro_ml.core.experiments.config import ExperimentConfig
-from retro_ml.core.experiments.run_paths import CLAIM_NAME
+from retro_ml.core.experiments.run_paths import CLAIM_NAME, CONFIG_NAME
 
 _proved: set[str] = set()
 
@@ -85,7 +85,10 @@ def prove_writable(uri: str) -> None:
 def move_aside(run: RemoteFolder, stamp: str) -> RemoteFolder:
     """Moves a run in storage out of the way. Raises StorageError."""
     aside = RemoteFolder(f"{run.uri}.before-{stamp}", patience_s=PATIENCE_S)
-    for name in run.list():
+    # The config comes last: as long as it is there, a move that was killed is known and gone on
+    # with, and nothing of the old run passes for the new one's.
+    names = sorted(run.list(), key=lambda name: name == CONFIG_NAME)
+    for name in names:
         if name != CLAIM_NAME:
             run.move(name, aside)
     return aside
@@ -118,8 +121,9 @@ def _replace_local(
     if paths.config_path.exists():
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         aside = folder.with_name(f"{folder.name}.before-{stamp}")
-        aside.mkdir()
-        for path in folder.iterdir():
+        aside.mkdir(exist_ok=True)
+        # The config last: as long as it is here, a kill in between leaves what is moved next time.
+        for path in sorted(folder.iterdir(), key=lambda path: path == paths.config_path):
             if path != paths.lock_path:
                 os.rename(path, aside / path.name)
         if keep_aside:

@@ -66,6 +66,8 @@ class TrainingEngine:
         )
         try:
             if opened.finished is not None:
+                for note in opened.notices:
+                    progress.notice(note)
                 result = _tell_again(opened.config, opened.finished)
             else:
                 result = self._train(opened, progress, started_s=started_s)

@@ -26,11 +26,12 @@ def describe_differences(stored: ExperimentConfig, given: ExperimentConfig) -> l
     began with, which is stored; so is init_sha256.
     """
     longer = given.total_timesteps > stored.total_timesteps
-    before, now = (_read_fields(config, but_derived=longer) for config in (stored, given))
+    before, now = read_fields(stored), read_fields(given)
+    ignored = NOT_COMPARED | _find_reckoned(stored, given)
     lines = []
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
-        if old == new or name in NOT_COMPARED or (name == PRECISION and new == "auto"):
+        if old == new or name in ignored or (name == PRECISION and new == "auto"):
             continue
         if name == INIT_SHA256 and new is None:
             continue
@@ -54,26 +55,52 @@ def continue_config(stored: ExperimentConfig, given: ExperimentConfig) -> Experi
     new = given.model_dump(mode="json")
     taken = ("output_dir", "use_gpu", "run_type", "video_every", TOTAL)
     fields |= {name: new[name] for name in taken}
-    whole = all(one.settings.schedule_agent_steps == one.total_timesteps for one in (stored, given))
-    if whole:
+    if _spans_whole_run(stored) and _spans_whole_run(given):
         fields[stored.algorithm.lower()][SCHEDULE] = given.total_timesteps
     return ExperimentConfig.model_validate(fields)
 
 
-def _read_fields(config: ExperimentConfig, *, but_derived: bool) -> dict[str, Any]:
-    """Values by path; None for those reckoned from total_timesteps, where these do not count."""
-    fields = read_fields(config)
-    if not but_derived:
-        return fields
-    settings, total = config.settings, config.total_timesteps
+def _find_reckoned(stored: ExperimentConfig, given: ExperimentConfig) -> set[str]:
+    """Fields that neither config was given, but that were reckoned from its number of steps.
+
+    A run that was made longer keeps what was reckoned when it began, for fewer steps than it has.
+    """
+    reckoned = _reckon(given, given.total_timesteps)
+    names = [name for name in reckoned if getattr(given.settings, name) == reckoned[name]]
+    at_first = {name: getattr(stored.settings, name, None) for name in names}
+    today = _reckon(stored, stored.total_timesteps)
+    found = {name for name in at_first if at_first[name] == today.get(name)}
+    at_first.pop(SCHEDULE, None)  # it has followed the run's length
+    for total in _guess_first_totals(stored):
+        if at_first.items() <= _reckon(stored, total).items():
+            found |= at_first.keys()
+    return {f"{given.algorithm.lower()}.{name}" for name in found}
+
+
+def _reckon(config: ExperimentConfig, total: int) -> dict[str, Any]:
+    """What a run of `total` agent steps gets where nothing is given."""
+    settings = config.settings
     names = [name for name in _DERIVED if name in type(settings).model_fields]
-    if settings.schedule_agent_steps != total:
+    if not _spans_whole_run(config):
         names.remove(SCHEDULE)
     blank = settings.model_copy(update=dict.fromkeys(names))
-    reckoned = fill_settings(blank, total_timesteps=total)
-    section = config.algorithm.lower()
-    same = (name for name in names if getattr(reckoned, name) == getattr(settings, name))
-    return fields | {f"{section}.{name}": None for name in same}
+    filled = fill_settings(blank, total_timesteps=total)
+    return {name: getattr(filled, name) for name in names}
+
+
+def _guess_first_totals(stored: ExperimentConfig) -> set[int]:
+    """The numbers of agent steps that a run may have had when it began, today's among them."""
+    totals = {stored.total_timesteps}
+    if stored.algorithm == "DQN":
+        settings = stored.dqn
+        for value, parts in ((settings.replay_size, 1), (settings.epsilon_agent_steps, 10),
+                             (settings.warmup_agent_steps, 20)):  # fmt: skip
+            totals |= set(range(parts * (value or 0), parts * ((value or 0) + 1)))
+    return {total for total in totals if 0 < total <= stored.total_timesteps}
+
+
+def _spans_whole_run(config: ExperimentConfig) -> bool:
+    return config.settings.schedule_agent_steps == config.total_timesteps
 
 
 def _flatten(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -116,6 +116,8 @@ def _kinds(annotation: Any) -> list[Any]:
 def _describe_kind(kind: Any, metadata: Sequence[Any]) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(str(value) for value in get_args(kind))
+    if get_origin(kind) is tuple:  # of names, as many as one likes
+        return "some of " + ", ".join(str(name) for name in get_args(get_args(kind)[0]))
     if isinstance(kind, type):
         if issubclass(kind, Enum):
             return "one of " + ", ".join(str(member.value) for member in kind)

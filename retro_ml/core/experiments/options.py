@@ -39,7 +39,8 @@ class RunOptions(FrozenModel):
     max_hours: Real | None = Field(
         default=None,
         gt=0,
-        description="stop after this many hours of training, at an iteration's end",
+        description="end this call after so many hours of training, at an iteration's end; the "
+        "same command then goes on",
     )
     ray_address: str | None = Field(
         default=None,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from retro_ml.core.experiments.locations import is_uri, local_dir
 
+CONFIG_NAME = "config.json"
 STATUS_NAME = "status.json"
 CLAIM_NAME = "claim.json"
 
@@ -45,7 +46,7 @@ class RunPaths:
     @property
     def config_path(self) -> Path:
         """The ExperimentConfig alone, so that it can be read back."""
-        return self.experiment_dir / "config.json"
+        return self.experiment_dir / CONFIG_NAME
 
     @property
     def lock_path(self) -> Path:

@@ -11,6 +11,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 
 from retro_ml.core.artifacts.checkpoint_files import CheckpointError
 from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.rllib.state_files import load_state
 from retro_ml.rllib.translate import translate
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_ray")]
@@ -120,7 +121,16 @@ def test_remote_env_runners_play_and_one_may_die(
     algorithm.save_checkpoint(str(tmp_path / "saved"))
     algorithm.load_checkpoint(str(tmp_path / "saved"))
     assert train(algorithm, 1)[-1]["step"] == (2 + iterations) * steps
+
+    # One that dies while a checkpoint is made takes its games along, and nothing else.
+    ray.kill(algorithm.env_runner_group._worker_manager.actors()[2], no_restart=True)
+    algorithm.save_checkpoint(str(tmp_path / "less"))
+    assert [state is None for state in load_state(tmp_path / "less", "games")] == [False, True]
     algorithm.stop()
+    again = translate(config).build_algo()
+    again.load_checkpoint(str(tmp_path / "less"))
+    assert train(again, 1)[-1]["step"] == (3 + iterations) * steps
+    again.stop()
 
 
 @pytest.mark.usefixtures("four_cpus")

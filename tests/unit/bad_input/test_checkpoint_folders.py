@@ -20,6 +20,7 @@ from retro_ml.core.artifacts.checkpoint_files import (
     choose_checkpoint,
     prune_checkpoints,
     save_checkpoint_folder,
+    set_newer_aside,
     verify_checkpoint,
 )
 
@@ -125,7 +126,7 @@ places = st.sampled_from(
 ) | st.sampled_from(
     [
         "replay/rows-0-2000",
-        "damaged-step-2000",
+        "aside-step-2000",
         ".step-9-x",
         "step-1000/weights",
         "mine",
@@ -203,6 +204,7 @@ def test_any_damage(
         chosen, faults = choose_checkpoint(root, at_most=math.inf)
         if chosen is not None:
             verify_checkpoint(chosen.path)
+        set_newer_aside(root, chosen)
         prune_checkpoints(root, keep=keep)
     assert all("\n" not in fault for fault in faults)
     assert read_tree(home / "other") == before
@@ -286,12 +288,29 @@ def test_a_link_is_never_followed_to_remove(
     """A folder of the user's, linked to from among the checkpoints, loses nothing."""
     root = make_checkpoints(tmp_path)
     other = read_tree(tmp_path / "other")
-    for name in ("mine", "step-500", ".step-7-x", "damaged-step-6"):
+    for name in ("mine", "step-500", ".step-7-x", "aside-step-6"):
         (root / name).symlink_to(tmp_path / "other")
 
     prune_checkpoints(root, keep=1)
     assert read_tree(tmp_path / "other") == other
     assert {path.name for path in root.iterdir()} == {"step-2000", "replay", "mine"}
+
+
+def test_a_linked_checkpoint_is_not_removed_through_its_link(
+    tmp_path: Path, make_checkpoints: Checkpoints
+) -> None:
+    root = make_checkpoints(tmp_path)
+    elsewhere = tmp_path / "other" / "step-1000"
+    (root / "step-1000").rename(elsewhere)
+    (root / "step-1000").symlink_to(elsewhere)
+
+    prune_checkpoints(root, keep=1)
+    assert not (root / "step-1000").exists()
+    assert sorted(path.name for path in elsewhere.iterdir()) == [
+        "manifest.json",
+        "trial.json",
+        "weights",
+    ]
 
 
 def test_a_link_to_itself_is_no_obstacle(tmp_path: Path, make_checkpoints: Checkpoints) -> None:
@@ -310,7 +329,7 @@ def test_files_with_a_checkpoints_name_are_out_of_the_way(
     tmp_path: Path, make_checkpoints: Checkpoints
 ) -> None:
     root = make_checkpoints(tmp_path)
-    for name in ("step-3000", "damaged-step-3000", ".step-5-x"):
+    for name in ("step-3000", "aside-step-3000", ".step-5-x"):
         (root / name).write_text("no folder")
 
     chosen, faults = choose_checkpoint(root, at_most=math.inf)

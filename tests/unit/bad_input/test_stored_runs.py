@@ -76,7 +76,7 @@ documents = st.one_of(
     st.dictionaries(st.sampled_from([*ExperimentConfig.model_fields]), json_values, max_size=3),
 )
 files = st.sampled_from(
-    ["config.json", "config.json", "status.json", "events.log", "metrics.json"]
+    ["config.json", "config.json", "status.json", "events.log", "metrics.json", "metrics.csv"]
 ) | st.sampled_from(
     ["checkpoints/step-2000/weights", "checkpoints/step-2000/manifest.json", "model.zip"]
 )
@@ -173,18 +173,21 @@ def test_no_pickle_is_loaded(
     assert not (tmp_path / "planted").exists()
 
 
-# What the engine and the reader of metrics.csv do not hold yet. Where one of these passes, its mark
-# goes, and its file joins the property above.
-
-
-@pytest.mark.parametrize("content", [b"\x80", b"type,step\ntraining_step,\n"])
+@pytest.mark.parametrize(
+    ("content", "refused"),
+    [(b"\x80\n", True), (b"\x80", False), (b"type,step\ntraining_step,\n", False), (b"", False)],
+)
 def test_metrics_of_any_bytes(
-    content: bytes, tmp_path: Path, bounded: Bounded, make_run: MakeRun
+    content: bytes, refused: bool, tmp_path: Path, bounded: Bounded, make_run: MakeRun
 ) -> None:
     config = make_run(tmp_path)
     config.paths.metrics_csv_path.write_bytes(content)
     with bounded():
-        open_run(config, RunOptions(), notice=lambda text: None).lock.release()
+        if refused:
+            with pytest.raises(BadRunFolder, match=r"metrics\.csv line 1 is damaged"):
+                open_run(config, RunOptions(), notice=lambda text: None)
+        else:
+            open_run(config, RunOptions(), notice=lambda text: None).lock.release()
 
 
 @pytest.mark.parametrize(

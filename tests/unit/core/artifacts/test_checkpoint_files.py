@@ -1,6 +1,10 @@
 """Checkpoint folders: whole or not at all, and proved before they are read."""
 
 import json
+import math
+import os
+import shutil
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +15,13 @@ from retro_ml.core.artifacts.checkpoint_files import (
     MANIFEST_NAME,
     CheckpointError,
     adopt_checkpoint,
+    choose_checkpoint,
+    describe_file,
     find_checkpoints,
     load_manifest,
     prune_checkpoints,
     save_checkpoint_folder,
+    set_newer_aside,
     verify_checkpoint,
 )
 from retro_ml.core.artifacts.storage import ArtifactError
@@ -199,3 +206,145 @@ def test_a_checkpoint_that_is_not_whole_is_not_adopted(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         adopt_checkpoint(donor / "step-99", own)
     assert [folder.agent_steps for folder in find_checkpoints(own)] == [10]
+
+
+# Kills in the midst of it.
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, call: int) -> None:
+    """Whoever calls `owner.name` for the so-manyth time is gone, as by SIGKILL."""
+    calls = 0
+    real = getattr(owner, name)
+
+    def die(*args: Any, **how: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os._exit(9)
+        return real(*args, **how)
+
+    monkeypatch.setattr(owner, name, die)
+
+
+def in_a_process_of_its_own(work: Callable[[], object]) -> None:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+
+
+@pytest.mark.parametrize("rename", [1, 2])
+def test_a_save_that_is_killed_never_takes_the_checkpoint_that_it_replaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rename: int
+) -> None:
+    save(tmp_path, 5, "rows-0-5")
+    with monkeypatch.context() as killing:
+        kill_at(killing, os, "rename", call=rename)
+        in_a_process_of_its_own(lambda: save(tmp_path, 5, "rows-0-5"))
+
+    chosen, faults = choose_checkpoint(tmp_path, at_most=math.inf)
+    assert chosen is not None
+    assert (chosen.path, faults) == (tmp_path / "step-5", [])
+    prune_checkpoints(tmp_path, keep=1)
+    verify_checkpoint(tmp_path / "step-5")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["replay", "step-5"]
+
+
+def test_a_save_that_is_killed_before_the_last_rename_is_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 5)
+    with monkeypatch.context() as killing:
+        kill_at(killing, os, "rename", call=1)
+        in_a_process_of_its_own(lambda: save(tmp_path, 9))
+    assert [folder.agent_steps for folder in find_checkpoints(tmp_path)] == [5]
+
+    chosen, faults = choose_checkpoint(tmp_path, at_most=math.inf)
+    assert chosen is not None
+    assert (chosen.agent_steps, faults) == (9, [])
+
+
+def test_a_checkpoint_that_is_being_removed_is_none_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for agent_steps in (5, 9):
+        save(tmp_path, agent_steps)
+    with monkeypatch.context() as killing:
+        kill_at(killing, shutil, "rmtree", call=1)
+        in_a_process_of_its_own(lambda: prune_checkpoints(tmp_path, keep=1))
+
+    with pytest.raises(CheckpointError, match=r"no manifest\.json"):
+        load_manifest(tmp_path / "step-5")
+
+
+def test_an_adoption_that_is_killed_leaves_the_own_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    donor, own = tmp_path / "a" / "checkpoints", tmp_path / "b" / "checkpoints"
+    source = save_one(donor, 20, content="theirs")
+    save_one(own, 10, content="mine")
+    with monkeypatch.context() as killing:
+        kill_at(killing, os, "rename", call=2)
+        in_a_process_of_its_own(lambda: adopt_checkpoint(source, own))
+    assert not own.exists()
+
+    chosen, _ = choose_checkpoint(own, at_most=math.inf)
+    assert chosen is not None
+    assert chosen.agent_steps == 10
+
+
+# Checkpoints that a run does not go on from.
+
+
+def test_checkpoints_ahead_of_where_a_run_goes_on_do_not_take_the_place_of_its_own(
+    tmp_path: Path,
+) -> None:
+    for agent_steps in (5, 20, 30):
+        save(tmp_path, agent_steps)
+    chosen, _ = choose_checkpoint(tmp_path, at_most=12)
+    assert chosen is not None
+    set_newer_aside(tmp_path, chosen)
+    save(tmp_path, 10)
+    prune_checkpoints(tmp_path, keep=1)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["step-10"]
+
+
+def test_what_may_not_be_read_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It belongs to another user, say; set aside, the next save would remove it."""
+    path = save(tmp_path, 5)
+
+    def refuse(self: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(PermissionError):
+        choose_checkpoint(tmp_path, at_most=math.inf)
+    assert path.is_dir()
+
+
+def test_others_may_read_a_checkpoint_where_the_umask_lets_them(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        path = save(tmp_path, 5)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o750
+
+
+def test_what_is_known_of_a_shared_file_is_believed(tmp_path: Path) -> None:
+    """Its writer has just proved it; read for the manifest, the file would only prove itself."""
+    segment = tmp_path / "replay" / "rows-0-5"
+    segment.parent.mkdir()
+    segment.write_bytes(b"rows")
+    known = {segment: describe_file(segment)}
+    segment.write_bytes(b"rowz")
+    save_checkpoint_folder(tmp_path / "step-5", lambda _: [segment], facts={}, known=known)
+
+    with pytest.raises(CheckpointError, match="rows-0-5 is not what was saved"):
+        verify_checkpoint(tmp_path / "step-5")

@@ -191,30 +191,33 @@ def test_a_line_that_is_no_csv_is_damaged(tmp_path: Path) -> None:
         list(read_rows(path))
 
 
-def test_a_file_that_is_begun_while_it_is_read_has_no_rows_yet(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "metrics.csv"
-    path.touch()
-
-    class Begun(io.FileIO):
-        def readline(self, *size: Any) -> bytes:
-            line = super().readline(*size)
-            with io.open(path, "ab") as writer:
-                writer.write(b"type,timestamp,step\nepisode_finished,2026-01-01,1\n")
-            return line
-
-    monkeypatch.setattr("builtins.open", lambda *_: Begun(path))
-
-    assert list(read_rows(path)) == []
-
-
 def test_a_torn_last_line_is_left_out_a_damaged_one_is_not(tmp_path: Path) -> None:
     whole, torn = row(STEP, step=1), row(STEP, step=2)[:-5]
     assert len(list(read_rows(file_of(tmp_path, whole, torn)))) == 1
 
     with pytest.raises(ArtifactError, match="line 2 is damaged"):
         list(read_rows(file_of(tmp_path, torn + b"\n", whole)))
+
+
+@pytest.mark.parametrize("begun", [b"", b"type,timest"])
+def test_a_file_that_is_just_being_made_has_no_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    """A reader that comes before the header is whole must not take what follows for its rows."""
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(begun)
+
+    class Overtaken(io.FileIO):
+        """The writer goes on right after the reader has looked at the first line."""
+
+        def readline(self, size: int | None = -1) -> bytes:
+            line = super().readline(size)
+            if path.read_bytes() == begun:
+                path.write_bytes(build_header() + row(STEP, step=1))
+            return line
+
+    monkeypatch.setattr("builtins.open", lambda name, mode: Overtaken(name, "r"))
+    assert list(read_rows(path)) == []
 
 
 @pytest.mark.parametrize(

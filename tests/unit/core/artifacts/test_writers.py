@@ -89,6 +89,34 @@ def test_games_wait_for_a_second_at_most(
     assert steps(config) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_rows_are_on_the_disk_before_their_checkpoint(
+    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch, last: bool
+) -> None:
+    """Or a power failure could take them and leave the checkpoint, which is worthless then."""
+    monkeypatch.setattr("time.monotonic", lambda: 100.0)  # no second passes
+    every = 3 * config.iteration_agent_steps
+    total = (5 if last else 9) * config.iteration_agent_steps
+    config = config.model_copy(
+        update={
+            "total_timesteps": total,
+            "checkpointing": config.checkpointing.model_copy(update={"every_steps": every}),
+        }
+    )
+    writer, run = MetricsWriter(config), config.experiment_id
+    tell(writer, START, run, from_step=0)
+    syncs: list[int] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (syncs.append(iteration), fsync(fd)))
+    for iteration in range(1, 6):
+        tell(writer, STEP, run, step=iteration * config.iteration_agent_steps)
+        if iteration == 3:
+            assert syncs == [3]
+            tell(writer, SAVED, run, step=iteration * config.iteration_agent_steps, path="/x")
+    assert syncs == ([3, 5] if last else [3])
+    writer.close()
+
+
 def test_metrics_json_has_the_games_that_waited(
     config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +127,24 @@ def test_metrics_json_has_the_games_that_waited(
     tell(writer, GAME, run, step=1, reward=3.0, length=9, frames=36)
 
     assert [row["step"] for row in json.loads(config.metrics_path.read_text())["metrics"]] == [1]
+
+
+def test_a_new_attempt_tells_how_far_the_run_was_until_it_has_begun(
+    config: ExperimentConfig,
+) -> None:
+    for content, step, reward in (
+        (None, 0, None),
+        ('{"step": 40, "reward": 2.5, "games": 3, "state": "running"}', 40, 2.5),
+        ("{torn", 0, None),
+        ('{"step": "many"}', 0, None),
+    ):
+        config.experiment_dir.mkdir(exist_ok=True)
+        if content is not None:
+            config.status_path.write_text(content)
+        StatusWriter(config).attach(MetricEventBus()).close()
+        status = json.loads(config.status_path.read_text())
+        assert (status["state"], status["step"], status["reward"]) == ("starting", step, reward)
+        assert status["progress"] == step / 100
 
 
 def test_a_removed_folder_is_one_clear_error(config: ExperimentConfig) -> None:

@@ -1,6 +1,7 @@
 """The run's folder: made, gone on with, or one message and nothing touched."""
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from retro_ml.core.artifacts.checkpoint_files import CheckpointFolder, save_chec
 from retro_ml.core.artifacts.initial_weights import InitialWeights, load_initial_weights
 from retro_ml.core.artifacts.metrics_file import build_header, build_row
 from retro_ml.core.artifacts.model_archive import ArchiveError
-from retro_ml.core.artifacts.storage import ArtifactError
+from retro_ml.core.artifacts.storage import ArtifactError, temporary_path
 from retro_ml.core.engine.run_folder import BadRunFolder, OpenRun, open_run
 from retro_ml.core.engine.run_lock import RunLock
 from retro_ml.core.experiments.config import ExperimentConfig
@@ -48,13 +49,22 @@ def save_status(config: ExperimentConfig, **values: Any) -> None:
     config.status_path.write_text(json.dumps({"state": "interrupted", "step": 0, **values}))
 
 
+def save_rows(config: ExperimentConfig, *steps: int) -> None:
+    rows = (MetricEvent.now(EventType.TRAINING_STEP, "x", {"step": step}) for step in steps)
+    with config.paths.metrics_csv_path.open("ab") as file:
+        file.write((b"" if file.tell() else build_header()) + b"".join(map(build_row, rows)))
+
+
 def save_checkpoint(config: ExperimentConfig, agent_steps: int, score: float | None = 1.0) -> Path:
+    """A checkpoint and its row."""
+
     def write(folder: Path) -> list[Path]:
         (folder / "weights").write_bytes(b"w" * agent_steps)
         return []
 
     target = config.paths.checkpoint_dir(agent_steps)
     save_checkpoint_folder(target, write, facts={"agent_steps": agent_steps, "score": score})
+    save_rows(config, agent_steps)
     return target
 
 
@@ -104,21 +114,68 @@ def test_a_damaged_checkpoint_is_never_chosen(tmp_path: Path, damage: str) -> No
     assert not newest.exists()
 
 
-def test_a_checkpoint_whose_rows_were_lost_is_not_chosen(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["gone", "damaged", "torn"])
+def test_a_checkpoint_whose_rows_were_lost_is_not_chosen(tmp_path: Path, damage: str) -> None:
     config = make_config(tmp_path)
     make_run_folder(config)
     older, newest = save_checkpoint(config, 1000), save_checkpoint(config, 2000)
-    lines = [build_header()]
-    for step in (1000, 2000):
-        lines.append(build_row(MetricEvent.now(EventType.TRAINING_STEP, "x", {"step": step})))
-    for damaged in (lines[:2], [*lines[:2], b"\0\0\0\n", lines[2]], [*lines[:2], lines[2][:9]]):
-        config.paths.metrics_csv_path.write_bytes(b"".join(damaged))
-        with opened(config) as run:
-            assert getattr(run.restore_from, "path", None) == older
-            assert "metrics.csv ends before it" in run.notices[0]
-    config.paths.metrics_csv_path.write_bytes(b"".join(lines))
+    rows = config.paths.metrics_csv_path
+    lines = rows.read_bytes().splitlines(keepends=True)
     with opened(config) as run:
         assert getattr(run.restore_from, "path", None) == newest
+    last = {"gone": b"", "damaged": b"\0\0\0\n" + lines[2], "torn": lines[2][:9]}[damage]
+    rows.write_bytes(b"".join(lines[:2]) + last)
+    with opened(config) as run:
+        assert getattr(run.restore_from, "path", None) == older
+        assert "metrics.csv ends before it" in run.notices[0]
+    # Were it left there, it would be kept as the newest instead of what the run saves next.
+    assert not newest.exists()
+
+
+@pytest.mark.parametrize("damage", ["gone", "flipped"])
+def test_rows_that_are_lost_do_not_throw_the_checkpoints_away(tmp_path: Path, damage: str) -> None:
+    """To begin anew without them would be to train it all again, because of one bit."""
+    config = make_config(tmp_path)
+    make_run_folder(config)
+    newest = save_checkpoint(config, 2000)
+    rows = config.paths.metrics_csv_path
+    if damage == "gone":
+        rows.unlink()
+    else:
+        rows.write_bytes(rows.read_bytes().replace(b"\ntraining_step", b"\ntraining_stdp"))
+    before = sorted(config.experiment_dir.rglob("*"))
+
+    with pytest.raises(BadRunFolder, match=r"metrics\.csv.*put that file back.* restart") as caught:
+        make_run_folder(make_config(tmp_path, total_timesteps=6000))
+    assert "\n" not in str(caught.value)
+    assert sorted(config.experiment_dir.rglob("*")) == before
+    assert newest.is_dir()
+    assert ExperimentConfig.model_validate_json(config.config_path.read_text()) == config
+
+
+def test_rows_before_the_first_checkpoint_are_no_damage(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    make_run_folder(config)
+    save_rows(config, 500)
+    with opened(config) as run:
+        assert run.restore_from is None
+        assert run.notices == ("no checkpoint there yet: beginning at the start",)
+
+
+def test_checkpoints_that_may_not_be_read_are_left_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(tmp_path)
+    make_run_folder(config)
+    newest = save_checkpoint(config, 2000)
+
+    def refuse(root: Path, **_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(newest))
+
+    monkeypatch.setattr("retro_ml.core.engine.resume_point.choose_checkpoint", refuse)
+    with pytest.raises(BadRunFolder, match=r"step-2000: Permission denied; make all in .*readable"):
+        make_run_folder(config)
+    assert not config.paths.lock_path.exists()
 
 
 def test_a_run_of_another_config_is_refused_with_the_differences(tmp_path: Path) -> None:
@@ -144,6 +201,7 @@ def test_a_finished_run_is_left_alone_unless_it_shall_be_longer(tmp_path: Path) 
     make_run_folder(config)
     checkpoint = save_checkpoint(config, 5120)
     save_status(config, state="completed", step=5120, reward=3.0)
+    config.model_path.write_bytes(b"model")
 
     with opened(config) as run:
         assert run.finished is not None
@@ -167,6 +225,63 @@ def test_a_run_that_was_stopped_early_goes_on_unless_its_score_is_reached(tmp_pa
         assert run.finished is not None
     with opened(config, stop_score=3.5) as run:
         assert run.finished is None
+
+
+def test_a_run_killed_when_its_score_was_reached_is_only_concluded(tmp_path: Path) -> None:
+    """It must not go on to an iteration that the undisturbed run has not."""
+    config = make_config(tmp_path)
+    make_run_folder(config)
+    save_checkpoint(config, 1000, score=2.0)
+    save_checkpoint(config, 2000, score=3.0)
+    save_status(config, state="running", step=2000, reward=3.0)
+
+    with opened(config, stop_score=2.5) as run:
+        assert (run.complete, getattr(run.restore_from, "agent_steps", None)) == (True, 2000)
+    for options in ({}, {"stop_score": 3.5}):
+        with opened(config, **options) as run:
+            assert not run.complete
+
+
+def test_a_finished_run_without_its_model_makes_it_again(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    make_run_folder(config)
+    save_status(config, state="completed", step=5120, reward=3.0)
+    save_checkpoint(config, 4096)
+
+    with opened(config) as run:  # no checkpoint of its end
+        assert run.finished is not None
+        assert run.notices[0].startswith("warning: ")
+        assert "model.zip is gone, and so is the checkpoint" in run.notices[0]
+    save_checkpoint(config, 5120)
+    with opened(config) as run:
+        assert (run.finished, run.complete) == (None, True)
+        assert "model.zip is gone: it is made again" in run.notices[0]
+    config.model_path.write_bytes(b"model")
+    with opened(config) as run:
+        assert run.finished is not None
+        assert run.notices == ()
+
+
+@pytest.mark.parametrize("algorithm", ["PPO", "A2C", "DQN"])
+def test_a_run_that_was_made_longer_is_known_by_the_same_command(
+    tmp_path: Path, algorithm: str
+) -> None:
+    """DQN's replay, warm-up and epsilon stay what they were reckoned to be for the first length."""
+    first = make_config(tmp_path, algorithm=algorithm)
+    make_run_folder(first)
+    for total in (8000, 8000, 90_000, 90_000):
+        with opened(make_config(tmp_path, algorithm=algorithm, total_timesteps=total)) as run:
+            assert run.config.total_timesteps == run.config.schedule_agent_steps == total
+            assert run.config.dqn.replay_size == first.dqn.replay_size
+    with pytest.raises(BadRunFolder, match="total_timesteps: 90,000 there, 8,000 now"):
+        make_run_folder(make_config(tmp_path, algorithm=algorithm, total_timesteps=8000))
+
+
+def test_a_value_that_was_given_is_no_reckoned_one(tmp_path: Path) -> None:
+    make_run_folder(make_config(tmp_path, algorithm="DQN", dqn={"replay_size": 3000}))
+    for total in (5000, 8000):
+        with pytest.raises(BadRunFolder, match=r"dqn\.replay_size: 3,000 there"):
+            make_run_folder(make_config(tmp_path, algorithm="DQN", total_timesteps=total))
 
 
 def test_the_precision_that_was_chosen_stays(tmp_path: Path) -> None:
@@ -354,6 +469,21 @@ def test_going_on_needs_the_named_file_no_more(tmp_path: Path) -> None:
         pass
 
 
+def test_the_same_file_may_lie_elsewhere_on_another_machine(tmp_path: Path) -> None:
+    moved = tmp_path / "b.zip"
+    moved.write_bytes(b"weights")
+    config = make_config(tmp_path, init_from="/models/a.zip")
+    open_with_weights(config)
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    config.config_path.write_text(config.config_path.read_text().replace("0" * 64, sha256))
+
+    with opened(make_config(tmp_path, init_from=str(moved))) as run:
+        assert run.config.init_from == "/models/a.zip"
+    moved.write_bytes(b"others")
+    with pytest.raises(BadRunFolder, match=r"init_from: /models/a\.zip there"):
+        make_run_folder(make_config(tmp_path, init_from=str(moved)))
+
+
 def test_another_file_is_another_run(tmp_path: Path) -> None:
     open_with_weights(make_config(tmp_path, init_from="/models/a.zip"))
     for fields in (
@@ -384,6 +514,8 @@ def test_what_a_kill_left_of_the_beginning_is_no_obstacle(tmp_path: Path) -> Non
     config = make_config(tmp_path, init_from="/models/a.zip")
     open_with_weights(config)
     config.config_path.unlink()  # it is written last
+    for path in (config.config_path, config.paths.initial_weights_path, config.paths.claim_path):
+        temporary_path(path).write_bytes(b"torn")
 
     assert open_with_weights(config).notices == (INITIAL.description,)
 

@@ -77,6 +77,20 @@ def test_a_living_holder_is_named_and_a_killed_one_taken_over_from_at_once(tmp_p
     lock.release()
 
 
+def test_a_release_after_the_folder_was_moved_leaves_anothers_lock(tmp_path: Path) -> None:
+    """A restart renames the folder; another driver may have made a new one meanwhile."""
+    folder = tmp_path / "x"
+    folder.mkdir()
+    lock, _ = acquire(folder / "run.lock")
+    folder.rename(tmp_path / "aside")
+    folder.mkdir()
+    other, _ = acquire(folder / "run.lock")
+    lock.release()
+    with pytest.raises(RunLocked, match=f"process {os.getpid()}"):
+        acquire(folder / "run.lock")
+    other.release()
+
+
 def test_a_dead_drivers_trainer_is_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "run.lock"
     with subprocess.Popen(["sleep", "60"]) as trainer:

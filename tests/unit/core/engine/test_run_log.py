@@ -49,6 +49,17 @@ def test_everything_goes_to_the_file_and_our_warnings_to_the_user(tmp_path: Path
     assert "old function" in lines[5]
 
 
+@pytest.mark.parametrize("before", ["", "whole\n", "torn by a kil"])
+def test_a_torn_last_line_stays_alone(tmp_path: Path, before: str) -> None:
+    path = tmp_path / "training.log"
+    path.write_text(before)
+    with RunLog(path, notice=print):
+        logging.getLogger("retro_ml.run").info("step 10")
+    *lines, last = path.read_text().splitlines()
+    assert lines == before.splitlines()
+    assert last.endswith("INFO retro_ml.run: step 10")
+
+
 def test_handlers_that_ray_adds_in_between_print_nothing_until_afterwards(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

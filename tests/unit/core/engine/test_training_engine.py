@@ -83,7 +83,9 @@ class ScriptedLauncher:
                 time_total_s=0.5 * iteration,
             )
         folder = self.config.paths.checkpoint_dir(step)
-        save_checkpoint_folder(folder, save_module, facts={"action_meanings": ["NOOP"]})
+        save_checkpoint_folder(
+            folder, save_module, facts={"action_meanings": ["NOOP"], "score": 4.0}
+        )
         self.tell(EventType.CHECKPOINT_SAVED, step=step, path=str(folder))
 
     def wait_for_stop(self) -> str:
@@ -353,7 +355,20 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_end_is_only_concluded(
     complete = config.metrics_path.read_bytes()
     for path in (config.status_path, config.model_path, config.metrics_path):
         path.unlink()
+    check_that_it_is_concluded(config, first, complete)
 
+
+def test_a_model_that_is_gone_is_made_again(config: ExperimentConfig) -> None:
+    first = run(config, train)
+    complete, model = config.metrics_path.read_bytes(), config.model_path.read_bytes()
+    config.model_path.unlink()
+    check_that_it_is_concluded(config, first, complete)
+    assert len(config.model_path.read_bytes()) == len(model)
+
+
+def check_that_it_is_concluded(
+    config: ExperimentConfig, first: ExperimentResult, complete: bytes
+) -> None:
     def never(launcher: ScriptedLauncher) -> None:
         raise AssertionError
 
@@ -367,6 +382,49 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_end_is_only_concluded(
     )
     assert rows[:-1] == before[:-1]
     assert rows[-1] | {"timestamp": ""} == before[-1] | {"timestamp": ""}
+
+
+def test_a_run_killed_when_its_score_was_reached_is_only_concluded(
+    config: ExperimentConfig,
+) -> None:
+    options = RunOptions(stop_score=4.0, progress="quiet")
+
+    def die(launcher: ScriptedLauncher) -> TrialEnd:
+        launcher.train(iterations=1)
+        return TrialEnd("x", "failed", "killed", 1)
+
+    TrainingEngine(config, launcher=ScriptedLauncher(die), options=options).run()
+    launcher = ScriptedLauncher(train)
+    result = TrainingEngine(config, launcher=launcher, options=options).run()
+
+    assert launcher.launched == 0
+    assert (result.state, result.agent_steps, result.final_reward) == ("completed", 10, 4.0)
+    assert (status(config)["state"], status(config)["step"]) == ("completed", 10)
+
+
+@pytest.mark.parametrize("state", ["interrupted", "failed"])
+def test_an_attempt_that_ends_before_it_has_begun_leaves_the_run_where_it_was(
+    config: ExperimentConfig, state: Any
+) -> None:
+    def train_half(launcher: ScriptedLauncher) -> str:
+        launcher.train(iterations=1)
+        launcher.tell(EventType.TRAINING_STEP, step=15, reward=9.0, games=2)  # no checkpoint of it
+        return "interrupted"
+
+    run(config, train_half)
+    # Interrupted twice: what the first of them wrote must not be there twice.
+    for _ in range(2):
+        result = run(config, lambda launcher: TrialEnd("x", state, "no room", 3))
+
+    assert (result.state, result.agent_steps, result.final_reward) == (state, 10, 4.0)
+    told = status(config)
+    assert (told["state"], told["progress"]) == (state, 0.5 if state == "interrupted" else 0.75)
+    rows = json.loads(config.metrics_path.read_text())["metrics"]
+    kept = [("episode_finished", 10), ("training_step", 10)]
+    if state == "interrupted":
+        assert [(row["type"], row["step"]) for row in rows] == [*kept, ("run_completed", 10)]
+    else:  # nothing of it is touched
+        assert [row["step"] for row in rows] == [10, 10, 15, 15]
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

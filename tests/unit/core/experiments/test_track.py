@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from retro_ml import run
+from retro_ml.core.experiments.faults import describe_faults
 from retro_ml.core.experiments.options import RunOptions
 
 pytestmark = pytest.mark.unit
@@ -32,11 +33,13 @@ def test_spellings(value: str | list[str]) -> None:
     assert RunOptions(track=value).track == ("wandb", "mlflow")
 
 
-@pytest.mark.parametrize("value", ["tensorboard", 3, [3], ["wandb", None]])
+@pytest.mark.parametrize("value", ["tensorboard", 3, {}, [3], ["wandb", None]])
 @pytest.mark.usefixtures("installed")
 def test_unknown_names(value: object) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError) as caught:
         RunOptions.model_validate({"track": value})
+    (fault,) = describe_faults(caught.value, RunOptions)
+    assert "wandb, mlflow" in fault
 
 
 def test_a_missing_extra_is_told_with_its_remedy(

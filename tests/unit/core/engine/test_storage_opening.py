@@ -1,0 +1,83 @@
+"""Opening a run in storage, here a folder: what a kill in the midst of it leaves."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retro_ml.core.artifacts.remote_folder import RemoteFolder
+from retro_ml.core.engine.run_claim import Claim
+from retro_ml.core.engine.storage_opening import move_aside, open_storage
+from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.core.experiments.run_paths import CLAIM_NAME
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExperimentConfig:
+    monkeypatch.setenv("RETRO_ML_STAGING", str(tmp_path / "staging"))
+    return ExperimentConfig(
+        game_id="pong", experiment_id="x", output_dir=f"file://{tmp_path}/storage"
+    )
+
+
+def die_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, call: int) -> None:
+    """The so-manyth call of `owner.name` never returns, and nothing comes after it."""
+    calls, real = 0, getattr(owner, name)
+
+    def die(*arguments: Any, **how: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls >= call:
+            raise KeyboardInterrupt
+        return real(*arguments, **how)
+
+    monkeypatch.setattr(owner, name, die)
+
+
+def test_a_restart_that_is_killed_is_known_until_all_is_moved(
+    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RemoteFolder(str(config.paths.storage_uri))
+    names = ["checkpoints/step-10/manifest.json", "config.json", "metrics.csv", "status.json"]
+    for name in [*names, CLAIM_NAME]:
+        run.put(name, b"old")
+    for moved in range(1, 4):
+        with monkeypatch.context() as killing:
+            die_at(killing, RemoteFolder, "move", call=2)
+            with pytest.raises(KeyboardInterrupt):
+                move_aside(run, "1")
+        assert len(run.list()) == 5 - moved
+        assert "config.json" in run.list()
+
+    aside = move_aside(run, "1")
+    assert set(run.list()) == {CLAIM_NAME}
+    assert sorted(aside.list()) == names
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_nothing_outdated_stays_where_its_replacement_was_killed(
+    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """The staging place holds an older driver's work; storage has a later one's."""
+    run = RemoteFolder(str(config.paths.storage_uri))
+    run.put("config.json", b"new")
+    run.put("status.json", b"new")
+    run.put(CLAIM_NAME, Claim(5, "n", "far", "m", 1, 1, released=True, complete=True).write())
+    folder = config.experiment_dir
+    for name in ("checkpoints/step-10/weights", "config.json", "metrics.csv"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"old")
+    with monkeypatch.context() as killing:
+        die_at(killing, os, "rename", call=call)
+        with pytest.raises(KeyboardInterrupt):
+            open_storage(config, notice=lambda text: None)
+
+    storage = open_storage(config, notice=lambda text: None)
+    assert storage is not None
+    storage.release()
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert files.pop(CLAIM_NAME)
+    assert files == {"config.json": b"new", "status.json": b"new"}
