@@ -61,8 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = _list_runs(Path(flags.folder), filters)
     except UsageError as error:
         return refuse("list", error.faults)
-    except KeyboardInterrupt:
-        return 130
     _sort(runs, flags.sort)
     if flags.json:
         text = json.dumps([_as_dict(run) for run in runs], allow_nan=False)

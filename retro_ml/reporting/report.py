@@ -29,7 +29,7 @@ from retro_ml.reporting.headline import (
     build_title,
     is_about_games,
 )
-from retro_ml.reporting.page import Film, Page, build_page
+from retro_ml.reporting.page import MAX_FILM_BYTES, Film, Page, build_page
 from retro_ml.reporting.references import Reference, select_references
 from retro_ml.reporting.run_folders import FileFault, find_runs
 from retro_ml.reporting.run_records import RunRecord, load_run
@@ -259,11 +259,27 @@ def _undrawn(groups: Sequence[Group]) -> list[str]:
 
 
 def _choose_film(groups: Sequence[Group], made: _Maker) -> Film | None:
-    """Of the best run that has one; the film that shows it learning, or else the newest."""
+    """Of the best run that has one: the agent learning, or else trained, or else the newest.
+
+    The first of these that is small enough to be shown in the page.
+    """
     runs = [run for group in groups for run in group.runs if run.films]
     if not runs:
         return None
-    run = max(runs, key=lambda run: run.training_score() or float("-inf"))
-    learning = [path for path in run.films if "learn" in path.name]
-    path = (learning or list(run.films))[-1]
-    return Film(path=path, href=made.link(path), of=run.name)
+    run = max(runs, key=_training_rank)
+    learning, trained = run.paths.learning_film_path, run.paths.film_path
+    found = [path for path in (learning, trained, *reversed(run.films)) if path in run.films]
+    small = [path for path in found if path.stat().st_size <= MAX_FILM_BYTES]
+    path = (small or found)[0]
+    words = {
+        learning: f"The agent of {run.name} while it learns, milestone after milestone: ",
+        trained: f"The trained agent of {run.name} at play: ",
+    }
+    return Film(
+        path=path, href=made.link(path), words=words.get(path, f"The agent of {run.name} at play: ")
+    )
+
+
+def _training_rank(run: RunRecord) -> float:
+    score = run.training_score()
+    return float("-inf") if score is None else score

@@ -130,6 +130,11 @@ def literature_table(groups: Sequence[Group], references: Sequence[Reference]) -
              r.protocol, r.source)
             for r in [*near, *final]
         ]  # fmt: skip
+    urls = {r.source: r.url for r in references}
+
+    def show_source(source: str) -> Markup | str:
+        return tag("a", source, href=urls[source]) if urls[source] else source
+
     return Table(
         "literature",
         "Beside published scores",
@@ -141,7 +146,7 @@ def literature_table(groups: Sequence[Group], references: Sequence[Reference]) -
             TableColumn("std", "std", one_digit),
             TableColumn("runs", "runs"),
             TableColumn("how it was scored", "protocol", number=False),
-            TableColumn("source", "source", number=False),
+            TableColumn("source", "source", show_source, number=False),
         ),
         tuple(rows),
         "Published after about as many agent steps, and after a full training. How they were "
@@ -152,10 +157,10 @@ def literature_table(groups: Sequence[Group], references: Sequence[Reference]) -
 def references_table(references: Sequence[Reference]) -> Table:
     """All that was published on the games and algorithms of the report; a CSV only."""
     names = ("game", "algorithm", "implementation", "agent_steps", "score", "std", "seeds",
-             "protocol", "source")  # fmt: skip
+             "protocol", "source", "url")  # fmt: skip
     rows = tuple(
         (r.rom, r.algorithm, r.implementation, r.agent_steps, r.score, r.std, r.seeds, r.protocol,
-         r.source)
+         r.source, r.url)
         for r in references
     )  # fmt: skip
     return Table("references", "", tuple(TableColumn(name, name) for name in names), rows)
