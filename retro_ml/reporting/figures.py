@@ -320,18 +320,19 @@ def _draw_panels(groups: Sequence[Group], colours: dict[str, str], *, narrow: bo
 
 def _draw_panel(axes: Any, group: Group, name: str, colour: str) -> None:
     grey = colour == OTHERS
-    runs = group.counted[: 1 if grey else _MAX_LINES]
     lines = [
         [smooth(run.metrics.iterations[n], points=_PANEL_POINTS) for n in ("step", name)]
-        for run in runs
+        for run in group.counted[: 1 if grey else _MAX_LINES]
+        if len(run.metrics.iterations["step"])
     ]
-    thin_line = {"lw": 0.6, "alpha": 0.5} if len(runs) > 1 or grey else {"lw": 1.5}
+    single = {"lw": 0.6, "alpha": 0.5} if len(lines) > 1 or grey else {"lw": 1.5}
     for steps, values in lines:
-        axes.plot(steps, values, color=colour, **thin_line)
-    if len(runs) > 1:
-        grid = np.linspace(0, min((s[-1] for s, _ in lines if len(s)), default=0), _PANEL_POINTS)
-        known = [np.interp(grid, s, v, left=np.nan) for s, v in lines if len(s)]
-        axes.plot(grid, np.mean(known, axis=0), color=colour, lw=1.8)
+        axes.plot(steps, values, color=colour, **single)
+    if len(lines) > 1:
+        # What all of them reached.
+        at = np.linspace(0, min(steps[-1] for steps, _ in lines), _PANEL_POINTS)
+        means = np.mean([np.interp(at, *line, left=np.nan) for line in lines], axis=0)
+        axes.plot(at, means, color=colour, lw=1.8)
 
 
 def _write_note(figure: Any, note: str, *, narrow: bool) -> None:

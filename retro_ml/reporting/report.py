@@ -83,10 +83,14 @@ def write_report(
     notice(f"drawing {len(groups):,} group{'s' if len(groups) != 1 else ''}")
     drawn = {kind: [render(f) for f in those] for kind, those in _plan(groups, references).items()}
     made = _Maker(output)
-    own_tables = [tables.scores_table(groups), tables.runs_table(groups, made.link_run)]
+    own_tables = [tables.runs_table(groups, made.link_run)]
+    if any(group.counted for group in groups):
+        own_tables.insert(0, tables.scores_table(groups))
     if is_about_games(groups):
         own_tables.insert(0, tables.aggregate_table(groups))
     beside = tables.literature_table(groups, references) if references else None
+    if beside is not None and not beside.rows:
+        beside = None
     differences = tables.differences_table(groups)
     made.figures([figure for those in drawn.values() for figure in those])
     csvs = [*own_tables, *filter(None, (beside, differences)), *_curve_tables(groups)]
@@ -223,8 +227,9 @@ def _plan(groups: Sequence[Group], references: Sequence[Reference]) -> dict[str,
             r for r in references
             if r in {q for group in own for q in select_references(group.runs[0].config)}
         ]  # fmt: skip
-        if any(group.counted for group in own):
+        if any(group.curve is not None for group in own):
             planned["curves"].append(figures.learning_curves(f"curves-{name}", own, beside))
+        if any(group.counted for group in own):
             planned["scores"].append(figures.final_scores(f"scores-{name}", own, beside))
         for algorithm, alike in groupby(own, key=lambda group: group.algorithm):
             those = list(alike)

@@ -211,8 +211,9 @@ def describe_scores(group: Group) -> str:
     evaluation = runs[0].evaluation
     if group.is_evaluated and evaluation is not None:
         greedy = ", deterministic" if evaluation.deterministic else ""
-        return f"{count} evaluation games ({evaluation.protocol}{greedy})"
-    return f"the last {count} training games"
+        games_word = "game" if count == "1" else "games"
+        return f"{count} evaluation {games_word} ({evaluation.protocol}{greedy})"
+    return "the only training game" if count == "1" else f"the last {count} training games"
 
 
 def _game_column(groups: Sequence[Group]) -> TableColumn:

@@ -257,6 +257,39 @@ def test_a_small_film_is_in_the_page_and_a_large_one_beside_it(
     assert "videos/learning.mp4" in [a["href"] for a in page.all("a")]
 
 
+def test_a_run_without_a_finished_game_has_no_empty_figures_and_tables(make_run: MakeRun) -> None:
+    run = make_run("a", scores=[], state="interrupted", game_id="BreakoutNoFrameskip-v4")
+
+    assert command.main([str(run), "--quiet"]) == 0
+
+    page = read(run)
+    assert "no game is over yet" in page.text
+    assert not page.all("svg")
+    assert not {"final-scores", "beside-the-literature"} & set(page.ids)
+    assert len(page.all("table")) == 1
+
+
+def test_a_single_game_makes_no_curve(make_run: MakeRun) -> None:
+    run = make_run("a", scores=[3])
+
+    assert command.main([str(run), "--quiet"]) == 0
+
+    assert "score over the only training game" in read(run).text
+    assert "learning" not in read(run).ids
+    assert not (run / "report" / "curves-breakout.png").exists()
+
+
+def test_runs_that_say_nothing_of_their_losses(make_run: MakeRun, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        make_run(f"a{seed}", scores=[1, 5, 9], seed=seed)
+        bare = make_run(f"b{seed}", scores=[1, 2, 3], seed=seed, ppo={"clip": 0.3})
+        lines = (bare / "metrics.csv").read_text().splitlines(keepends=True)
+        kept = [line for line in lines if "training_step" not in line]
+        (bare / "metrics.csv").write_text("".join(kept))
+
+    assert command.main([str(tmp_path / "runs"), "--quiet"]) == 0
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_where_the_film_of_the_learning_is_too_large_a_smaller_one_is_shown(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
