@@ -321,7 +321,10 @@ def _draw_panels(groups: Sequence[Group], colours: dict[str, str], *, narrow: bo
 def _draw_panel(axes: Any, group: Group, name: str, colour: str) -> None:
     grey = colour == OTHERS
     lines = [
-        [smooth(run.metrics.iterations[n], points=_PANEL_POINTS) for n in ("step", name)]
+        (
+            smooth(run.metrics.iterations["step"], points=_PANEL_POINTS),
+            smooth(run.metrics.iterations[name], points=_PANEL_POINTS),
+        )
         for run in group.counted[: 1 if grey else _MAX_LINES]
         if len(run.metrics.iterations["step"])
     ]
@@ -331,7 +334,7 @@ def _draw_panel(axes: Any, group: Group, name: str, colour: str) -> None:
     if len(lines) > 1:
         # What all of them reached.
         at = np.linspace(0, min(steps[-1] for steps, _ in lines), _PANEL_POINTS)
-        means = np.mean([np.interp(at, *line, left=np.nan) for line in lines], axis=0)
+        means = np.mean([np.interp(at, steps, values, left=np.nan) for steps, values in lines], 0)
         axes.plot(at, means, color=colour, lw=1.8)
 
 
