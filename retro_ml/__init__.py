@@ -6,11 +6,15 @@ Ray nor PyTorch.
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from retro_ml.api import (
         ExperimentResult,
         SweepResult,
@@ -26,6 +30,18 @@ if TYPE_CHECKING:
     from retro_ml.evaluation.agent import Agent
     from retro_ml.evaluation.evaluate import Evaluation, evaluate_model
     from retro_ml.rllib.load_model import load_model
+
+
+def _end_quietly(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.exit(130)
+    sys.__excepthook__(kind, error, at)
+
+
+# Ctrl-C may come while a command still imports what it needs, which takes seconds; this here is the
+# first of it to run. While Python looks for the module of `python -m`, sys.argv begins with that.
+if sys.argv and os.path.basename(sys.argv[0]) in {"-m", "retro-ml"}:
+    sys.excepthook = _end_quietly
 
 try:
     __version__ = version("retro_ml")

@@ -42,8 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         comparison = _compare([Path(text) for text in flags.folders])
     except UsageError as error:
         return refuse("compare", error.faults)
-    except KeyboardInterrupt:
-        return 130
     for text in comparison.left_out:
         print(f"warning: left out: {as_line(text)}", file=sys.stderr)
     if flags.json:

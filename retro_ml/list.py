@@ -6,8 +6,11 @@ Exit codes: 0 listed, 2 bad input.
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,13 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = _list_runs(Path(flags.folder), filters)
     except UsageError as error:
         return refuse("list", error.faults)
-    except KeyboardInterrupt:
-        return 130
     _sort(runs, flags.sort)
     if flags.json:
         text = json.dumps([_as_dict(run) for run in runs], allow_nan=False)
     else:
-        text = "\n".join(_table(runs, now=datetime.now(UTC)))
+        text = "\n".join(_table(_tell_apart(runs, Path(flags.folder)), now=datetime.now(UTC)))
     print_answer(text)
     return 0
 
@@ -124,6 +125,15 @@ def _list_runs(folder: Path, filters: Sequence[tuple[str, str]]) -> list[RunSumm
 def _matches(run: RunSummary, field: str, value: str) -> bool:
     found = str(FIELDS[field](run)).casefold()
     return value in found if field in {"name", "game"} else value == found
+
+
+def _tell_apart(runs: Sequence[RunSummary], folder: Path) -> list[RunSummary]:
+    """Runs of the same name, e.g. of two sweeps, by their folders."""
+    count = Counter(run.name for run in runs)
+    return [
+        run if count[run.name] == 1 else replace(run, name=os.path.relpath(run.folder, folder))
+        for run in runs
+    ]
 
 
 def _sort(runs: list[RunSummary], field: str) -> None:

@@ -1,8 +1,8 @@
 """`python -m retro_ml.watch`, `retro-ml watch`: a film of a trained agent, or the agent live.
 
 Exit codes: 0 done, 1 the film could not be written, 2 bad input, 3 this machine cannot do it (the
-extra `[video]`, a terminal), 130 and 143 stopped by a signal. PyTorch is imported only when the
-games really begin, Ray never.
+extra `[video]`, a window or a terminal), 130 and 143 stopped by a signal. PyTorch is imported only
+when the games really begin, Ray never.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.engine.progress_text import shown_path
 from retro_ml.core.engine.stop_signals import StopSignals
-from retro_ml.core.experiments.command import Parser, describe_unknown, refuse
+from retro_ml.core.experiments.command import Parser, describe_unknown, print_answer, refuse
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line, describe_faults
 from retro_ml.core.experiments.run_paths import RunPaths
@@ -36,7 +36,7 @@ CANNOT = 3
 _DESCRIPTION = """\
 Film a trained agent at play: every frame of the game in its own colours, 60 a second, and beside
 it score, value estimate and action probabilities. Needs the extra retro_ml[video] and no display.
-Or watch it live in the terminal."""
+Or watch it live, in a window where there is a display, otherwise in the terminal."""
 
 _EPILOG = """\
 examples:
@@ -53,14 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         model, target = _find_files(flags)
     except UsageError as error:
         return refuse("watch", error.faults)
-    try:
-        from retro_ml.core.artifacts.model_archive import ArchiveError
-        from retro_ml.envs.screens import ScreensDiffer
-        from retro_ml.evaluation.agent import Agent
-        from retro_ml.evaluation.live import NoTerminal
-        from retro_ml.evaluation.video_file import NoVideo
-    except KeyboardInterrupt:
-        return 130
+    from retro_ml.core.artifacts.model_archive import ArchiveError
+    from retro_ml.envs.screens import ScreensDiffer
+    from retro_ml.evaluation.agent import Agent
+    from retro_ml.evaluation.live import NoScreen
+    from retro_ml.evaluation.video_file import NoVideo
+
     try:
         if flags.live:
             return _show(model, options)
@@ -68,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _film(agent, target, options=options, quiet=flags.quiet)
     except ArchiveError as error:
         return refuse("watch", [str(error)])
-    except (NoTerminal, NoVideo) as error:
+    except (NoScreen, NoVideo) as error:
         return _fail(error, CANNOT)
     except (ArtifactError, ScreensDiffer) as error:
         return _fail(error, FAILED)
@@ -112,7 +110,10 @@ def _build_parser() -> Parser:
         "name with .mp4 beside it; one that is there is replaced",
     )
     parser.add_argument(
-        "--live", action="store_true", help="show it in this terminal at real speed, film nothing"
+        "--live",
+        action="store_true",
+        help="show it at real speed, film nothing: in a window, or in this terminal where there is "
+        "no display",
     )
     for name, field in FilmOptions.model_fields.items():
         words: dict[str, Any] = {"help": str(field.description).replace("%", "%%")}
@@ -217,13 +218,19 @@ def _tell(film: Film) -> None:
 
 def _show(model: Path, options: FilmOptions) -> int:
     from retro_ml.evaluation.agent import Agent
-    from retro_ml.evaluation.live import require_terminal, show_live
+    from retro_ml.evaluation.live import open_screen, show_live
 
-    require_terminal(sys.stdout)
+    screen = open_screen(options, sys.stdout)
     agent = Agent.load(model)
     stop = StopSignals(on_first=lambda: None, before_exit=lambda: None)
-    with stop:
-        show_live(agent, options, sys.stdout, stopped=lambda: stop.signum is not None)
+    try:
+        with stop, screen:
+            scores = show_live(agent, options, screen, stopped=lambda: stop.signum is not None)
+    except BrokenPipeError:  # the terminal is gone
+        return 0
+    if scores:
+        words = ", ".join(f"{score:,.0f}" for score in scores)
+        print_answer(f"{'scores' if len(scores) > 1 else 'score'}: {words}")
     return 0 if stop.signum is None else 128 + stop.signum
 
 

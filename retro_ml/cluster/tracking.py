@@ -15,9 +15,12 @@ from collections.abc import Callable
 from statistics import fmean
 from typing import Any
 
+import ray
 from ray.tune import Callback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from retro_ml.cluster.bus_bridge import experiment_id
+from retro_ml.cluster.driver_process import first_line
 from retro_ml.cluster.trial_actor import EXPERIMENT
 from retro_ml.core.engine.launcher import LaunchError
 from retro_ml.core.experiments.locations import local_dir
@@ -125,7 +128,12 @@ def describe_config(trial: Any) -> dict[str, Any]:
 
 
 def _build_wandb(output_dir: str) -> Any:
-    from ray.air.integrations.wandb import WandbLoggerCallback
+    from ray.air.integrations.wandb import WandbLoggerCallback, _WandbLoggingActor
+
+    class WandbActor(_WandbLoggingActor):
+        def __init__(self, *args: Any, variables: dict[str, str], **words: Any) -> None:
+            os.environ.update(variables)
+            super().__init__(*args, **words)
 
     class WandbCallback(WandbLoggerCallback):
         def log_trial_start(self, trial: Any) -> None:
@@ -133,7 +141,19 @@ def _build_wandb(output_dir: str) -> Any:
             folder = RunPaths(output_dir=output_dir, experiment_id=name).experiment_dir
             # In the run's folder: what W&B keeps offline must outlive Ray's own.
             self.kwargs = {"name": name, "config": describe_config(trial), "dir": str(folder)}
+            self.kwargs["variables"] = _wandb_variables()
+            # Ray (2.60) hands the key on in a runtime environment, which an embedded Ray has no
+            # agent to make, so that the actor never began; and it hands on nothing but the key.
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), False)
+            self._remote_logger_class = ray.remote(
+                num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
+            )(WandbActor)
             super().log_trial_start(trial)
+
+        def _cleanup_logging_actor(self, trial: Any) -> None:
+            # Ray asks the actor for nothing when it is done: what it died of would not be told.
+            _tell_of_end(self._trial_logging_futures[trial])
+            super()._cleanup_logging_actor(trial)
 
     callback = WandbCallback(
         project=os.environ.get("WANDB_PROJECT", PROJECT), upload_timeout=UPLOAD_TIMEOUT_S
@@ -146,6 +166,23 @@ def _build_wandb(output_dir: str) -> Any:
             "WANDB_MODE=offline to keep its files in the run's folder"
         ) from None
     return callback
+
+
+def _wandb_variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+
+
+def _tell_of_end(future: ray.ObjectRef) -> None:
+    """Of the process that talks to W&B."""
+    done, _ = ray.wait([future], timeout=0)
+    if not done:
+        logger.warning("W&B did not get all of this run within %d s", UPLOAD_TIMEOUT_S)
+        return
+    try:
+        ray.get(future)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        logger.warning("W&B did not get all of this run: %s", first_line(cause))
 
 
 def _build_mlflow(output_dir: str) -> Any:

@@ -6,8 +6,9 @@ the agent steps that all of them reached and at their ends.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class Side:
     """Runs that are taken together, under the name of their folder."""
 
     name: str
+    folder: Path
     runs: tuple[RunRecord, ...]
     left_out: tuple[str, ...]
     """Runs that could not be read, and why."""
@@ -100,11 +102,12 @@ def load_side(folder: Path) -> Side:
     if not runs:
         reason = "; ".join(left_out) or "no run is in it"
         raise BadSide(f"{folder} -> {reason}")
-    return Side(folder.resolve().name, tuple(runs), tuple(left_out))
+    return Side(folder.resolve().name, folder, tuple(runs), tuple(left_out))
 
 
 def compare(sides: Sequence[Side]) -> Comparison:
     """Compares the sides, of which the first is what the others are held against."""
+    sides = _tell_apart(sides)
     games = dict.fromkeys(_game(run) for side in sides for run in side.runs)
     return Comparison(
         tuple(side.name for side in sides),
@@ -112,6 +115,20 @@ def compare(sides: Sequence[Side]) -> Comparison:
         tuple(standing for game in games for standing in _compare_on(game, sides)),
         tuple(text for side in sides for text in side.left_out),
     )
+
+
+def _tell_apart(sides: Sequence[Side]) -> list[Side]:
+    """Folders of the same name by their paths, and one that is given twice by numbers."""
+    count = Counter(side.name for side in sides)
+    named = [
+        side if count[side.name] == 1 else replace(side, name=str(side.folder)) for side in sides
+    ]
+    seen: Counter[str] = Counter()
+    for index, side in enumerate(named):
+        seen[side.name] += 1
+        if seen[side.name] > 1:
+            named[index] = replace(side, name=f"{side.name} ({seen[side.name]})")
+    return named
 
 
 def _find_differences(sides: Sequence[Side]) -> dict[str, tuple[Any, ...]]:

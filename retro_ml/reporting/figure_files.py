@@ -94,14 +94,20 @@ def render(figure: Figure) -> DrawnFigure:
             FigureCanvasAgg(drawn)
             drawn.draw_without_rendering()
             drawn.set_layout_engine("none")  # it is laid out, which takes longer than drawing
-        png = _save(wide, "png", dpi=_PNG_DPI, facecolor="white", metadata={"Software": None})
         svg = _save(wide, "svg", facecolor="none", metadata={"Date": None}).decode()
         phone = _save(narrow, "svg", facecolor="none", metadata={"Date": None}).decode()
+        # By itself a figure needs the title that is its caption in the page: above its edge.
+        wide.text(0.01, 1.0, figure.title, va="bottom", fontweight="bold", fontsize=11)
+        alone: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.12}
+        png = _save(
+            wide, "png", dpi=_PNG_DPI, facecolor="white", metadata={"Software": None}, **alone
+        )
+        file = _save(wide, "svg", facecolor="none", metadata={"Date": None}, **alone).decode()
     return DrawnFigure(
         name=figure.name,
         title=figure.title,
         png=png,
-        svg=svg.replace("<svg ", '<svg style="background: white" ', 1).encode(),
+        svg=file.replace("<svg ", '<svg style="background: white" ', 1).encode(),
         wide=_embed(svg, figure, "w"),
         narrow=_embed(phone, figure, "n"),
     )

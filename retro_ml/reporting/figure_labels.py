@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from retro_ml.reporting.figure_files import INK, MUTED, PAPER, SERIES
+from retro_ml.reporting.figure_files import INK, MUTED, OTHERS, PAPER, SERIES
 from retro_ml.reporting.groups import Group
 from retro_ml.reporting.references import Reference
 
@@ -51,6 +51,12 @@ def short_labels(groups: Sequence[Group], references: Sequence[Reference]) -> di
             label = f"retro_ml, {label}"
         labels[group.label] = label
     return labels
+
+
+def reference_label(reference: Reference, references: Sequence[Reference]) -> str:
+    """Whose published score it is, and of which algorithm where it could be another."""
+    alike = len({r.algorithm for r in references}) == 1
+    return f"{reference.implementation}, {'' if alike else f'{reference.algorithm}, '}published"
 
 
 def score_words(group: Group) -> str:
@@ -111,6 +117,33 @@ def label_above(axes: Any, ends: Sequence[LineEnd]) -> None:
             borderaxespad=0.2,
             handlelength=1.4,
         )
+
+
+def label_panels(
+    figure: Any, groups: Sequence[Group], colours: dict[str, str], *, columns: int
+) -> None:
+    """A legend over all panels; groups without a colour are the others."""
+    from matplotlib.lines import Line2D
+
+    labels = short_labels(groups, [])
+    shown = {
+        labels[group.label]: colours[group.label] for group in groups if group.label in colours
+    }
+    if len(shown) < len(groups):
+        shown["others"] = OTHERS
+    handles = [
+        Line2D([], [], color=colour, lw=2.4, label=fold(label, 44))
+        for label, colour in shown.items()
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside upper left",
+        ncols=min(columns, len(handles)),
+        frameon=False,
+        fontsize=9.5,
+        borderaxespad=0.2,
+        handlelength=1.4,
+    )
 
 
 def fold(text: str, width: int) -> str:

@@ -20,6 +20,8 @@ from retro_ml.reporting.figure_labels import (
     group_colours,
     label_above,
     label_at_ends,
+    label_panels,
+    reference_label,
     score_words,
     short_labels,
 )
@@ -34,6 +36,12 @@ _WIDE_IN, _NARROW_IN = 7.6, 3.9
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _MAX_LINES = 8
 """Single runs drawn in a panel of the optimiser."""
+_PANEL_POINTS = 80
+_FOLD_WIDE, _FOLD_NARROW = 120, 56
+_CURVES_NOTE = "thick: mean over runs; band: its 95 % interval; thin: single runs"
+_SCORES_NOTE = "solid line: 95 % interval; ticks below it: single runs"
+_STD_NOTE = "dotted: standard deviation, as published"
+_PANELS_NOTE = "thick: mean over runs; thin: single runs"
 PANELS = {
     "PPO": (
         "policy_loss",
@@ -143,6 +151,8 @@ def _draw_curves(
     axes.set_xlabel("agent steps")
     axes.set_ylabel("score, mean of the last 100 games")
     axes.margins(y=0.08)
+    if any(len(group.runs) > 1 for group in groups):
+        _write_note(figure, _CURVES_NOTE, narrow=narrow)
     if narrow:
         label_above(axes, ends)
     else:
@@ -193,7 +203,7 @@ def _draw_references(axes: Any, references: Sequence[Reference]) -> list[LineEnd
             zorder=4,
         )
         last = points[-1]
-        label = f"{name}, {algorithm}"
+        label = reference_label(last, references)
         ends.append(LineEnd(last.agent_steps, last.score, label, MUTED, marker))
     return ends
 
@@ -211,12 +221,12 @@ def _draw_scores(
     short = short_labels(groups, beside)
     labels = [
         *(short[group.label] for group in groups),
-        *(f"{reference.implementation}, {reference.algorithm}" for reference in beside),
+        *(reference_label(reference, references) for reference in beside),
     ]
     labels = [fold(label, 19 if narrow else 44) for label in labels]
     lines = max(1 + label.count("\n") for label in labels)
     figure, grid = _new_axes(
-        _NARROW_IN if narrow else _WIDE_IN, 0.75 + (0.22 + 0.17 * lines) * max(count, 2)
+        _NARROW_IN if narrow else _WIDE_IN, 0.95 + (0.22 + 0.17 * lines) * max(count, 2)
     )
     axes = grid[0][0]
     for row, group in enumerate(groups):
@@ -243,6 +253,10 @@ def _draw_scores(
     _mark_scale(axes, groups[0].rom)
     axes.margins(x=0.12)
     axes.set_xlabel("score")
+    notes = [_SCORES_NOTE] if any(len(group.counted) > 1 for group in groups) else []
+    notes += [_STD_NOTE] if any(reference.std is not None for reference in beside) else []
+    if notes:
+        _write_note(figure, "; ".join(notes), narrow=narrow)
     return figure
 
 
@@ -282,13 +296,7 @@ def _draw_panels(groups: Sequence[Group], colours: dict[str, str], *, narrow: bo
     flat = [axes for line in grid for axes in line]
     for name, axes in zip(names, flat, strict=False):
         for group in reversed(groups):
-            colour = colours.get(group.label, OTHERS)
-            grey = colour == OTHERS
-            for run in group.counted[: 1 if grey else _MAX_LINES]:
-                points = _GREY_POINTS if grey else _LINE_POINTS
-                steps = smooth(run.metrics.iterations["step"], points=points)
-                values = smooth(run.metrics.iterations[name], points=points)
-                axes.plot(steps, values, color=colour, lw=0.7 if grey else 1.3)
+            _draw_panel(axes, group, name, colours.get(group.label, OTHERS))
         axes.set_title(_PANEL_TITLES[name], loc="left", fontsize=10)
         axes.set_xlim(0, last)
         _format_steps(axes, ticks=3)
@@ -303,11 +311,41 @@ def _draw_panels(groups: Sequence[Group], colours: dict[str, str], *, narrow: bo
         axes.set_visible(False)
     for axes in grid[-1]:
         axes.set_xlabel("agent steps", fontsize=9.5)
+    if len(groups) > 1:
+        label_panels(figure, groups, colours, columns=1 if narrow else 3)
+    if any(len(group.counted) > 1 for group in groups):
+        _write_note(figure, _PANELS_NOTE, narrow=narrow)
     return figure
 
 
-def _format_steps(axes: Any, *, ticks: int = 5) -> None:
+def _draw_panel(axes: Any, group: Group, name: str, colour: str) -> None:
+    grey = colour == OTHERS
+    lines = [
+        (
+            smooth(run.metrics.iterations["step"], points=_PANEL_POINTS),
+            smooth(run.metrics.iterations[name], points=_PANEL_POINTS),
+        )
+        for run in group.counted[: 1 if grey else _MAX_LINES]
+        if len(run.metrics.iterations["step"])
+    ]
+    single = {"lw": 0.6, "alpha": 0.5} if len(lines) > 1 or grey else {"lw": 1.5}
+    for steps, values in lines:
+        axes.plot(steps, values, color=colour, **single)
+    if len(lines) > 1:
+        # What all of them reached.
+        at = np.linspace(0, min(steps[-1] for steps, _ in lines), _PANEL_POINTS)
+        means = np.mean([np.interp(at, steps, values, left=np.nan) for steps, values in lines], 0)
+        axes.plot(at, means, color=colour, lw=1.8)
+
+
+def _write_note(figure: Any, note: str, *, narrow: bool) -> None:
+    """How to read it, below all else."""
+    text = fold(note, _FOLD_NARROW if narrow else _FOLD_WIDE)
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=8.5, color=MUTED)
+
+
+def _format_steps(axes: Any, *, ticks: int = 6) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.set_major_locator(MaxNLocator(ticks))
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10]))

@@ -67,12 +67,12 @@ def build_facts(groups: Sequence[Group], references: Sequence[Reference]) -> lis
         )
     ]
     if near and len({group.game for group in groups}) == 1:
-        words = "; ".join(
-            dict.fromkeys(f"{r.implementation} after {r.agent_steps:,} agent steps" for r in near)
-        )
+        names = ", ".join(dict.fromkeys(r.implementation for r in near))
+        first, last = min(r.agent_steps for r in near), max(r.agent_steps for r in near)
+        after = f"{first:,}" if first == last else f"{first:,} to {last:,}"
         low, high = min(r.score for r in near), max(r.score for r in near)
         value = f"{low:,.1f}" if low == high else f"{low:,.1f} to {high:,.1f}"
-        facts.append(Fact(value, f"published: {words}"))
+        facts.append(Fact(value, f"published after {after} agent steps: {names}"))
     return facts
 
 
@@ -129,15 +129,15 @@ def _score_facts(groups: Sequence[Group]) -> list[Fact]:
         return [Fact("none", "score: no game is over yet")]
     best_group = max(scored, key=lambda group: group.score() or 0.0)
     score, interval = best_group.score() or 0.0, best_group.interval
-    runs_word = f", mean of {len(best_group.counted)} runs" if len(best_group.counted) > 1 else ""
-    best = f", the best of {len(scored)}: {best_group.label}" if len(scored) > 1 else ""
-    ends = "" if interval is None else f", 95 % {interval.low:,.1f} to {interval.high:,.1f}"
-    facts = [
-        Fact(
-            f"{score:,.1f}",
-            f"score over {tables.describe_scores(best_group)}{runs_word}{ends}{best}",
-        )
-    ]
+    runs = len(best_group.counted)
+    who = f"of {best_group.label}, the best of {len(scored)}; " if len(scored) > 1 else ""
+    mean = f"mean of {runs} runs over " if runs > 1 else "over "
+    each = " each" if runs > 1 else ""
+    ends = ""
+    if interval is not None:
+        ends = f"; 95 % interval {interval.low:,.1f} to {interval.high:,.1f}"
+    words = f"score {who}{mean}{tables.describe_scores(best_group)}{each}{ends}"
+    facts = [Fact(f"{score:,.1f}", words)]
     human = best_group.runs[0].human_normalise(score)
     if human is not None:
         random_score, human_score = SCORES[best_group.rom]

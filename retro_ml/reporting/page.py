@@ -22,8 +22,8 @@ from retro_ml.reporting.markup import Markup, join, tag
 from retro_ml.reporting.run_records import RunRecord
 from retro_ml.reporting.tables import Table
 
-MAX_FILM_BYTES = 6_000_000
-"""A larger film is linked, not embedded."""
+MAX_FILM_BYTES = 16_000_000
+"""A larger film is linked, not embedded. Ten milestones of 20 s are some 10 MB."""
 MAX_CONFIGS = 50
 """Runs whose whole config is in the page."""
 # Nothing is fetched from anywhere, and no script runs, whatever a run's files may say.
@@ -46,7 +46,8 @@ class Film:
 
     path: Path
     href: str
-    of: str
+    words: str
+    """What it shows; its name follows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +138,7 @@ def _figure(figure: DrawnFigure, *, large: bool = False) -> Markup:
 
 def _film(film: Film) -> Markup:
     link = tag("a", film.path.name, href=film.href)
-    words = tag("p", "The agent of ", film.of, " at play: ", link, ".", class_="note")
+    words = tag("p", film.words, link, ".", class_="note")
     try:
         if film.path.stat().st_size > MAX_FILM_BYTES:
             return words
@@ -149,7 +150,7 @@ def _film(film: Film) -> Markup:
         controls=True,
         preload="metadata",
         src=f"data:video/mp4;base64,{content}",
-        aria_label=f"Film of {film.of}",
+        aria_label=film.words + film.path.name,
     )
     return join(video, words)
 
@@ -191,12 +192,18 @@ def _method() -> Markup:
         "p",
         "A score is the unclipped return of a whole game. Curves: mean of the last 100 training "
         "games, then the mean over runs; bands and intervals hold 95 % (percentile bootstrap over "
-        "runs, stratified by game, Agarwal et al. 2021, arXiv:2108.13264). Runs that are not "
-        "finished are left out of means where others are finished. Human-normalised: a random "
-        "agent has 0, a human 1 (Wang et al. 2016, arXiv:1511.06581). A few seeds make intervals "
-        "that are too narrow to trust: five to ten are usual.",
+        "runs, stratified by game, Agarwal et al. 2021, ",
+        _paper("2108.13264"),
+        "). Runs that are not finished are left out of means where others are finished. "
+        "Human-normalised: a random agent has 0, a human 1 (Wang et al. 2016, ",
+        _paper("1511.06581"),
+        "). A few seeds make intervals that are too narrow to trust: five to ten are usual.",
         class_="note",
     )
+
+
+def _paper(number: str) -> Markup:
+    return tag("a", f"arXiv:{number}", href=f"https://arxiv.org/abs/{number}")
 
 
 def _anchor(title: str) -> str:

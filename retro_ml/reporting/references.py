@@ -37,6 +37,8 @@ class Reference:
     seeds: int
     protocol: str
     source: str
+    url: str = ""
+    """Where the source can be looked at."""
     is_final: bool = False
     """The end of a full training, not a point on the way."""
 
@@ -114,6 +116,7 @@ def _load(path: Traversable, *, steps: str, per_agent_step: int, final: bool) ->
             seeds=int(row["seeds"]),
             protocol=row["protocol"],
             source=row["source"],
+            url=row.get("url", ""),
             is_final=final,
         )
         for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines())

@@ -29,7 +29,7 @@ from retro_ml.reporting.headline import (
     build_title,
     is_about_games,
 )
-from retro_ml.reporting.page import Film, Page, build_page
+from retro_ml.reporting.page import MAX_FILM_BYTES, Film, Page, build_page
 from retro_ml.reporting.references import Reference, select_references
 from retro_ml.reporting.run_folders import FileFault, find_runs
 from retro_ml.reporting.run_records import RunRecord, load_run
@@ -83,10 +83,14 @@ def write_report(
     notice(f"drawing {len(groups):,} group{'s' if len(groups) != 1 else ''}")
     drawn = {kind: [render(f) for f in those] for kind, those in _plan(groups, references).items()}
     made = _Maker(output)
-    own_tables = [tables.scores_table(groups), tables.runs_table(groups, made.link_run)]
+    own_tables = [tables.runs_table(groups, made.link_run)]
+    if any(group.counted for group in groups):
+        own_tables.insert(0, tables.scores_table(groups))
     if is_about_games(groups):
         own_tables.insert(0, tables.aggregate_table(groups))
     beside = tables.literature_table(groups, references) if references else None
+    if beside is not None and not beside.rows:
+        beside = None
     differences = tables.differences_table(groups)
     made.figures([figure for those in drawn.values() for figure in those])
     csvs = [*own_tables, *filter(None, (beside, differences)), *_curve_tables(groups)]
@@ -223,8 +227,9 @@ def _plan(groups: Sequence[Group], references: Sequence[Reference]) -> dict[str,
             r for r in references
             if r in {q for group in own for q in select_references(group.runs[0].config)}
         ]  # fmt: skip
-        if any(group.counted for group in own):
+        if any(group.curve is not None for group in own):
             planned["curves"].append(figures.learning_curves(f"curves-{name}", own, beside))
+        if any(group.counted for group in own):
             planned["scores"].append(figures.final_scores(f"scores-{name}", own, beside))
         for algorithm, alike in groupby(own, key=lambda group: group.algorithm):
             those = list(alike)
@@ -259,11 +264,27 @@ def _undrawn(groups: Sequence[Group]) -> list[str]:
 
 
 def _choose_film(groups: Sequence[Group], made: _Maker) -> Film | None:
-    """Of the best run that has one; the film that shows it learning, or else the newest."""
+    """Of the best run that has one: the agent learning, or else trained, or else the newest.
+
+    The first of these that is small enough to be shown in the page.
+    """
     runs = [run for group in groups for run in group.runs if run.films]
     if not runs:
         return None
-    run = max(runs, key=lambda run: run.training_score() or float("-inf"))
-    learning = [path for path in run.films if "learn" in path.name]
-    path = (learning or list(run.films))[-1]
-    return Film(path=path, href=made.link(path), of=run.name)
+    run = max(runs, key=_training_rank)
+    learning, trained = run.paths.learning_film_path, run.paths.film_path
+    found = [path for path in (learning, trained, *reversed(run.films)) if path in run.films]
+    small = [path for path in found if path.stat().st_size <= MAX_FILM_BYTES]
+    path = (small or found)[0]
+    words = {
+        learning: f"The agent of {run.name} while it learns, milestone after milestone: ",
+        trained: f"The trained agent of {run.name} at play: ",
+    }
+    return Film(
+        path=path, href=made.link(path), words=words.get(path, f"The agent of {run.name} at play: ")
+    )
+
+
+def _training_rank(run: RunRecord) -> float:
+    score = run.training_score()
+    return float("-inf") if score is None else score

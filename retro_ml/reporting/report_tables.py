@@ -34,7 +34,7 @@ def scores_table(groups: Sequence[Group]) -> Table:
         "scores",
         "Scores with their intervals",
         (
-            TableColumn("game", "game", number=False),
+            _game_column(groups),
             TableColumn("what", "runs_of", number=False),
             TableColumn("runs", "runs"),
             TableColumn("agent steps", "agent_steps", whole),
@@ -44,7 +44,7 @@ def scores_table(groups: Sequence[Group]) -> Table:
             TableColumn("human = 1", "human_normalised", two_digits),
             TableColumn("95 % interval", "human_normalised", interval_two_digits),
             TableColumn("score over", "score_over", number=False),
-            TableColumn("interval over", "interval_over", number=False),
+            TableColumn("interval over", "interval_over", number=False, in_page=False),
         ),
         tuple(_score_row(group) for group in groups),
         "Score: mean over runs of the mean unclipped score of whole games. IQM and interval are "
@@ -89,12 +89,12 @@ def runs_table(groups: Sequence[Group], link: Callable[[RunRecord], str]) -> Tab
 
     return Table(
         "runs",
-        "Runs",
+        "Every run",
         (
             TableColumn("run", "experiment_id", show_run, number=False),
             TableColumn("state", "state", number=False),
-            TableColumn("game", "game", number=False),
-            TableColumn("what", "runs_of", number=False),
+            _game_column(groups),
+            TableColumn("what", "runs_of", number=False, in_page=len(groups) > 1),
             TableColumn("seed", "seed"),
             TableColumn("agent steps", "agent_steps", whole),
             TableColumn("games", "games", whole),
@@ -130,18 +130,23 @@ def literature_table(groups: Sequence[Group], references: Sequence[Reference]) -
              r.protocol, r.source)
             for r in [*near, *final]
         ]  # fmt: skip
+    urls = {f"{r.implementation}, {r.algorithm}": r.url for r in references}
+
+    def show_name(name: str) -> Markup | str:
+        return tag("a", name, href=urls[name]) if urls.get(name) else name
+
     return Table(
         "literature",
         "Beside published scores",
         (
-            TableColumn("game", "game", number=False),
-            TableColumn("what", "what", number=False),
+            _game_column(groups),
+            TableColumn("what", "what", show_name, number=False),
             TableColumn("agent steps", "agent_steps", whole),
             TableColumn("score", "score", one_digit),
             TableColumn("std", "std", one_digit),
             TableColumn("runs", "runs"),
             TableColumn("how it was scored", "protocol", number=False),
-            TableColumn("source", "source", number=False),
+            TableColumn("source", "source", number=False, in_page=False),
         ),
         tuple(rows),
         "Published after about as many agent steps, and after a full training. How they were "
@@ -152,10 +157,10 @@ def literature_table(groups: Sequence[Group], references: Sequence[Reference]) -
 def references_table(references: Sequence[Reference]) -> Table:
     """All that was published on the games and algorithms of the report; a CSV only."""
     names = ("game", "algorithm", "implementation", "agent_steps", "score", "std", "seeds",
-             "protocol", "source")  # fmt: skip
+             "protocol", "source", "url")  # fmt: skip
     rows = tuple(
         (r.rom, r.algorithm, r.implementation, r.agent_steps, r.score, r.std, r.seeds, r.protocol,
-         r.source)
+         r.source, r.url)
         for r in references
     )  # fmt: skip
     return Table("references", "", tuple(TableColumn(name, name) for name in names), rows)
@@ -170,9 +175,9 @@ def differences_table(groups: Sequence[Group]) -> Table | None:
         "settings",
         "What differs between the runs",
         (
-            TableColumn("game", "game", number=False),
+            _game_column(groups),
             TableColumn("algorithm", "algorithm", number=False),
-            *(TableColumn(name, name, _value) for name in names),
+            *(TableColumn(name, name, _value, number=_is_number(groups, name)) for name in names),
             TableColumn("score", "score", one_digit),
         ),
         tuple(
@@ -206,8 +211,19 @@ def describe_scores(group: Group) -> str:
     evaluation = runs[0].evaluation
     if group.is_evaluated and evaluation is not None:
         greedy = ", deterministic" if evaluation.deterministic else ""
-        return f"{count} evaluation games ({evaluation.protocol}{greedy})"
-    return f"the last {count} training games"
+        games_word = "game" if count == "1" else "games"
+        return f"{count} evaluation {games_word} ({evaluation.protocol}{greedy})"
+    return "the only training game" if count == "1" else f"the last {count} training games"
+
+
+def _game_column(groups: Sequence[Group]) -> TableColumn:
+    """Where there is one game only, the page's title has it."""
+    several = len({group.game for group in groups}) > 1
+    return TableColumn("game", "game", number=False, in_page=several)
+
+
+def _is_number(groups: Sequence[Group], name: str) -> bool:
+    return not any(isinstance(group.settings.get(name), str) for group in groups)
 
 
 def _score_row(group: Group) -> tuple[Any, ...]:

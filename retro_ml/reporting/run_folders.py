@@ -142,7 +142,7 @@ def _walk(folder: Path, *, depth: int) -> Iterator[RunPaths]:
         elif depth > 1:
             try:
                 yield from _walk(path, depth=depth - 1)
-            except PermissionError:  # somebody else's, beside the runs
+            except OSError:  # somebody else's, beside the runs, or gone meanwhile
                 continue
 
 
@@ -159,7 +159,7 @@ def _text(value: Any) -> str | None:
 
 
 def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _number(value: Any) -> float | None:

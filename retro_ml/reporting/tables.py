@@ -53,6 +53,8 @@ class TableColumn:
     name: str
     show: Callable[[Any], Any] = str
     number: bool = True
+    in_page: bool = True
+    """Otherwise it is in the CSV alone."""
 
     @property
     def csv_names(self) -> list[str]:
@@ -88,9 +90,8 @@ class Table:
 
     def as_html(self) -> Markup:
         """In a frame that scrolls by itself where the page is narrow."""
-        head = tag(
-            "tr", [tag("th", c.heading, scope="col", class_=_kind(c, "")) for c in self.columns]
-        )
+        shown = [column for column in self.columns if column.in_page]
+        head = tag("tr", [tag("th", c.heading, scope="col", class_=_kind(c, "")) for c in shown])
         body = [self._row(row) for row in self.rows[:MAX_ROWS]]
         table = tag("table", tag("caption", self.title), tag("thead", head), tag("tbody", body))
         left = len(self.rows) - MAX_ROWS
@@ -102,7 +103,8 @@ class Table:
 
     def _row(self, row: tuple[Any, ...]) -> Markup:
         cells = []
-        for index, (column, value) in enumerate(zip(self.columns, row, strict=True)):
+        pairs = [(c, v) for c, v in zip(self.columns, row, strict=True) if c.in_page]
+        for index, (column, value) in enumerate(pairs):
             shown = "" if value is None else column.show(value)
             element, scope = ("th", "row") if index == 0 else ("td", None)
             cells.append(tag(element, shown, class_=_kind(column, shown), scope=scope))

@@ -17,10 +17,11 @@ SECRET = "0123456789abcdef0123456789abcdef01234567"
     importlib.util.find_spec("wandb") is None or importlib.util.find_spec("mlflow") is None,
     reason="wandb and mlflow are not installed: pip install 'retro_ml[wandb,mlflow]'",
 )
-def test_both_services_are_told_the_numbers_and_no_file_the_key(tmp_path: Path) -> None:
+def test_both_services_are_told_the_numbers_and_no_file_the_keys(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "WANDB_MODE": "offline",
+        "WANDB_API_KEY": SECRET,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_TRACKING_TOKEN": SECRET,
     }

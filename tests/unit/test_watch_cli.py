@@ -57,16 +57,34 @@ def test_bad_input(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d.mp4", "model.zip"]
 
 
-def test_live_needs_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_live_needs_a_window_or_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
     model = tmp_path / "model.zip"
     model.write_text("never looked at")
 
     assert main([str(model), "--live"]) == 3
 
-    assert capsys.readouterr().err == (
-        "error: --live: stdout is not a terminal -> run it in a terminal, or leave out --live to "
-        "make a film\n"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "error: --live: stdout is not a terminal, and no window can be opened (no display name"
     )
+    assert line.endswith(
+        " -> run it in a terminal or on a desktop, or leave out --live to make a film"
+    )
+
+
+def test_live_without_tkinter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tkinter", None)
+    model = tmp_path / "model.zip"
+    model.write_text("never looked at")
+
+    assert main([str(model), "--live"]) == 3
+
+    assert "no window can be opened (Python has no tkinter here" in capsys.readouterr().err
 
 
 def test_help_imports_no_torch() -> None:

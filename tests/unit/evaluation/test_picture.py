@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from retro_ml.evaluation.live import averaging
 from retro_ml.evaluation.picture import Enlarger, enlarged_size, side_by_side, to_planes
+from retro_ml.evaluation.terminal import averaging
 
 pytestmark = pytest.mark.unit
 

@@ -64,6 +64,23 @@ def test_the_words(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixt
     assert lines.count("not every side has a run of this game") == 2
 
 
+def test_sides_of_the_same_name(
+    make_run: MakeRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_run("a", scores=[1], folder=tmp_path / "old" / "runs")
+    make_run("a", scores=[2], folder=tmp_path / "new" / "runs")
+    monkeypatch.chdir(tmp_path)
+
+    found = compare(capsys, Path("old/runs"), Path("new/runs"), Path("old/runs"))
+
+    assert found["sides"] == ["old/runs", "new/runs", "old/runs (2)"]
+    standings = [(standing["side"], standing["score"]) for standing in found["standings"]]
+    assert standings == [("old/runs", 1.0), ("new/runs", 2.0), ("old/runs (2)", 1.0)]
+
+
 def test_runs_that_cannot_be_read(
     make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,14 +76,15 @@ def test_the_report_of_a_run_stands_alone(
     # Nothing is fetched, nothing runs, addresses are relative and lead somewhere.
     assert not {name for name, _ in page.elements} & {"script", "link", "iframe", "object", "img"}
     links = [a["href"] or "" for a in page.all("a")]
-    files = [href for href in links if not href.startswith("#")]
+    files = [href for href in links if not href.startswith(("#", "https://"))]
     assert "config.json" in files
     assert "report/scores.csv" in files
     assert all((run / href).exists() for href in files)
     assert all(href[1:] in page.ids for href in links if href.startswith("#"))
     assert len(page.ids) == len(set(page.ids))
     text = (run / "report.html").read_text()
-    assert not re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", text)
+    assert not re.findall(r"(?:src|url)\s*[=(]\s*[\"']?(?:https?:)?//", text)
+    assert not re.findall(r"<(?!a )[^>]*href=[\"']?(?:https?:)?//", text)
     # Figures say what they show, follow the page's colours, and are words, not outlines.
     figures = page.all("svg")
     assert len(figures) == 6  # three, for two widths
@@ -112,6 +113,44 @@ def test_each_figure_is_a_png_and_an_svg_and_each_table_a_csv(make_run: MakeRun)
     with open(run / "report" / "scores.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     assert float(row["score_low"]) < 6.75 < float(row["score_high"])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_what_was_published_leads_to_where_it_was(make_run: MakeRun) -> None:
+    run = make_run("a", scores=[1, 5], game_id="BreakoutNoFrameskip-v4")
+
+    assert command.main([str(run), "--quiet"]) == 0
+
+    links = {a["href"] for a in read(run).all("a")}
+    assert "https://arxiv.org/abs/1707.06347" in links
+    assert "https://github.com/DLR-RM/rl-baselines3-zoo/blob/22e3ff2/benchmark.md" in links
+    with open(run / "report" / "literature.csv", newline="") as file:
+        sources = [row["source"] for row in csv.DictReader(file)]
+    assert "rl-baselines3-zoo@22e3ff2 benchmark.md" in sources
+
+
+def test_colours_and_lines_are_explained_in_each_figure(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (1, 2):
+        make_run(f"a{seed}", scores=[1, 5, 9], seed=seed)
+        make_run(f"b{seed}", scores=[1, 2, 3], seed=seed, ppo={"clip": 0.3})
+
+    assert command.main([str(tmp_path / "runs"), "--quiet"]) == 0
+
+    told = {
+        "curves": [
+            "Learning curves on breakout",
+            "clip 0.1",
+            "clip 0.3",
+            "band: its 95 % interval",
+        ],
+        "scores": ["Final scores on breakout", "clip 0.1", "clip 0.3", "single runs"],
+        "training-ppo": ["Training of PPO on breakout", "clip 0.1", "clip 0.3", "single runs"],
+    }
+    for name, words in told.items():
+        text = (tmp_path / "runs" / "report" / f"{name}-breakout.svg").read_text()
+        assert [word for word in words if word not in text] == []
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -210,11 +249,63 @@ def test_a_small_film_is_in_the_page_and_a_large_one_beside_it(
     (video,) = read(run).all("video")
     assert video["src"] == "data:video/mp4;base64,ZmlsbQ=="
 
-    monkeypatch.setattr("retro_ml.reporting.page.MAX_FILM_BYTES", 3)
+    for module in ("page", "report"):
+        monkeypatch.setattr(f"retro_ml.reporting.{module}.MAX_FILM_BYTES", 3)
     assert command.main([str(run), "--quiet"]) == 0
     page = read(run)
     assert not page.all("video")
     assert "videos/learning.mp4" in [a["href"] for a in page.all("a")]
+
+
+def test_a_run_without_a_finished_game_has_no_empty_figures_and_tables(make_run: MakeRun) -> None:
+    run = make_run("a", scores=[], state="interrupted", game_id="BreakoutNoFrameskip-v4")
+
+    assert command.main([str(run), "--quiet"]) == 0
+
+    page = read(run)
+    assert "no game is over yet" in page.text
+    assert not page.all("svg")
+    assert not {"final-scores", "beside-the-literature"} & set(page.ids)
+    assert len(page.all("table")) == 1
+
+
+def test_a_single_game_makes_no_curve(make_run: MakeRun) -> None:
+    run = make_run("a", scores=[3])
+
+    assert command.main([str(run), "--quiet"]) == 0
+
+    assert "score over the only training game" in read(run).text
+    assert "learning" not in read(run).ids
+    assert not (run / "report" / "curves-breakout.png").exists()
+
+
+def test_runs_that_say_nothing_of_their_losses(make_run: MakeRun, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        make_run(f"a{seed}", scores=[1, 5, 9], seed=seed)
+        bare = make_run(f"b{seed}", scores=[1, 2, 3], seed=seed, ppo={"clip": 0.3})
+        lines = (bare / "metrics.csv").read_text().splitlines(keepends=True)
+        kept = [line for line in lines if "training_step" not in line]
+        (bare / "metrics.csv").write_text("".join(kept))
+
+    assert command.main([str(tmp_path / "runs"), "--quiet"]) == 0
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_where_the_film_of_the_learning_is_too_large_a_smaller_one_is_shown(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retro_ml.reporting.report.MAX_FILM_BYTES", 4)
+    run = make_run("a", scores=[0])
+    (run / "videos").mkdir()
+    (run / "videos" / "step-100.mp4").write_bytes(b"step")
+    (run / "videos" / "agent.mp4").write_bytes(b"film")
+    (run / "videos" / "learning.mp4").write_bytes(b"films")
+
+    assert command.main([str(run), "--quiet"]) == 0
+
+    (video,) = read(run).all("video")
+    assert video["src"] == "data:video/mp4;base64,ZmlsbQ=="
+    assert "The trained agent of a at play: agent.mp4." in read(run).text
 
 
 @pytest.mark.parametrize(

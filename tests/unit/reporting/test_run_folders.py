@@ -83,7 +83,7 @@ def test_a_dead_holder_of_this_machine_and_a_living_one_of_another(make_run: Mak
 def test_what_files_tell_wrongly_is_not_told(make_run: MakeRun) -> None:
     run = make_run("a", scores=[1])
     (run / "status.json").write_text(
-        '{"state": ["x"], "step": "many", "reward": 1e999, "games": true, "updated_at": "then"}'
+        '{"state": ["x"], "step": -5, "reward": 1e999, "games": true, "updated_at": "then"}'
     )
     (paths,) = find_runs(run)
     summary = summarize(paths)
@@ -149,6 +149,36 @@ def test_the_table(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixt
         "torn: config.json is damaged: it is no JSON",
         "torn: status.json is missing",
     ]
+
+
+def test_runs_of_the_same_name_are_told_apart_by_their_folders(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run("a", scores=[1], folder=tmp_path / "one")
+    make_run("a", scores=[1], folder=tmp_path / "two")
+    make_run("b", scores=[1], folder=tmp_path / "two")
+
+    assert listing.main([str(tmp_path), "--sort", "name"]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["one/a", "two/a", "b"]
+
+
+def test_a_folder_that_goes_away_meanwhile_is_left_out(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run("a", scores=[1])
+    (tmp_path / "runs" / "gone").mkdir()
+    real = os.scandir
+
+    def scan(folder: Path) -> object:
+        if Path(folder).name == "gone":
+            raise FileNotFoundError(2, "No such file or directory")
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scan)
+
+    assert names(tmp_path / "runs") == ["a"]
 
 
 def test_filters_and_json(

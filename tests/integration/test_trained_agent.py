@@ -1,0 +1,117 @@
+"""The model.zip of an agent that can play: PPO on Breakout after 500,736 agent steps.
+
+tests/data/breakout-ppo.safetensors has its weights, rounded to 16 bits, from a run of
+`retro-ml run --game-id BreakoutNoFrameskip-v4 -n 500000 --seed 2 --resources.precision bf16
+--ppo.schedule-agent-steps 10000000`, whose agent scored 16.9 in 100 games; with these it plays as
+well. The archive is written anew from them, as every run writes it.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import stable_baselines3 as sb3
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from retro_ml import Agent
+from retro_ml.core.artifacts.run_model import save_run_model
+from retro_ml.core.artifacts.training_history import TrainingHistory
+from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.evaluation.export import export_agent
+from retro_ml.evaluation.observations import collect_observations
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+RANDOM_SCORE = 1.7
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    config = ExperimentConfig(
+        game_id="BreakoutNoFrameskip-v4",
+        seed=2,
+        total_timesteps=500_000,
+        ppo={"schedule_agent_steps": 10_000_000},
+        resources={"precision": "bf16"},
+        output_dir=str(folder / "runs"),
+        experiment_id="ppo-breakout",
+    )
+    config.experiment_dir.mkdir(parents=True)
+    with safe_open(ROOT / "tests" / "data" / "breakout-ppo.safetensors", "numpy") as file:
+        weights = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118
+    save_run_model(
+        config,
+        weights,
+        agent_steps=500_736,
+        score=17.7,
+        action_meanings=["NOOP", "FIRE", "RIGHT", "LEFT"],
+        history=TrainingHistory(config).summarize(),
+        created_at="2026-11-24T16:19:00+00:00",
+    )
+    return config.model_path
+
+
+@pytest.fixture(scope="module")
+def agent(model: Path) -> Agent:
+    return Agent.load(model)
+
+
+@pytest.fixture(scope="module")
+def seen(agent: Agent) -> NDArray[np.uint8]:
+    """1,000 observations of its own games."""
+    return collect_observations(agent, count=1_000)
+
+
+def test_the_lines_of_the_readme_play_a_game(
+    model: Path, seen: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    (lines,) = [block for block in blocks if "Agent.load" in block]
+    monkeypatch.chdir(model.parents[2])
+    names: dict[str, Any] = {"observation": seen[0]}
+
+    exec(compile(lines, "README.md", "exec"), names)
+
+    assert names["action"] == names["agent"].act(seen[:1], deterministic=True)[0]
+
+
+def test_it_plays_well_and_its_scores_are_the_real_ones(agent: Agent) -> None:
+    scores = [agent.play(seed=seed).score for seed in range(3)]
+
+    assert np.mean(scores) > 3 * RANDOM_SCORE
+    assert agent.play(seed=0).score == scores[0]
+
+
+def test_stable_baselines3_agrees(model: Path, agent: Agent, seen: NDArray[np.uint8]) -> None:
+    theirs = sb3.PPO.load(model, device="cpu")
+    actions, _ = theirs.predict(seen, deterministic=True)
+    with torch.no_grad():
+        tensor = torch.from_numpy(seen)
+        probabilities = theirs.policy.get_distribution(tensor).distribution.probs.numpy()
+        values = theirs.policy.predict_values(tensor)[:, 0].numpy()
+
+    assert len(np.unique(actions)) > 2
+    np.testing.assert_array_equal(actions, agent.act(seen, deterministic=True))
+    ours = agent.action_probabilities(seen)
+    assert ours.max() > 0.9  # it knows what it wants
+    np.testing.assert_allclose(probabilities, ours, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(values, agent.value(seen), rtol=0, atol=1e-5)
+
+
+def test_onnx_runtime_agrees(agent: Agent, seen: NDArray[np.uint8], tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    export_agent(agent, to="onnx", output=path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    logits, values = session.run(None, {"observations": seen})
+
+    np.testing.assert_array_equal(logits.argmax(axis=1), agent.act(seen, deterministic=True))
+    np.testing.assert_allclose(logits, agent.scores(seen), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(values, agent.value(seen), rtol=0, atol=1e-5)
