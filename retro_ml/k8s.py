@@ -79,6 +79,11 @@ def _read_call(words: list[str]) -> tuple[argparse.Namespace, ExperimentConfig]:
     call = parse_command_line(others)
     if call.options or call.print_config or call.dry_run or call.as_json:
         faults.append("options of one call of `retro-ml run` -> only what describes the run")
+    if call.is_sweep:
+        faults.append(
+            "several runs -> one at a time, or a sweep: kubectl apply -k k8s/overlays/sweep"
+        )
+        raise UsageError(faults)
     try:
         config, _ = build_experiment(call)
     except UsageError as error:
@@ -111,8 +116,14 @@ def _build_parser() -> Parser:
 def _render(config: ExperimentConfig, flags: argparse.Namespace) -> list[Manifest]:
     from retro_ml.cluster.plan import plan_run
 
-    memory_bytes = plan_run(config).memory_bytes
-    return render_run(config, overlay=flags.overlay, image=flags.image, memory_bytes=memory_bytes)
+    plan = plan_run(config)
+    return render_run(
+        config,
+        overlay=flags.overlay,
+        image=flags.image,
+        memory_bytes=plan.memory_bytes,
+        disk_bytes=plan.disk_bytes,
+    )
 
 
 def _write(text: str, path: Path) -> int:
