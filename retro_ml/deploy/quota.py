@@ -11,8 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 _UNITS = {"m": Fraction(1, 1000)} | {
-    unit: Fraction(2**power)
-    for unit, power in (("Ki", 10), ("Mi", 20), ("Gi", 30), ("Ti", 40))
+    unit: Fraction(2**power) for unit, power in (("Ki", 10), ("Mi", 20), ("Gi", 30), ("Ti", 40))
 }
 
 

@@ -285,4 +285,5 @@ def test_a_folder_that_cannot_be_made_is_told(
 ) -> None:
     (tmp_path / "file").write_text("")
     assert k8s.main(["render", "--env", "pong", "--out", str(tmp_path / "file/x")]) == 1
-    assert "error: " in capsys.readouterr().err
+    line = f"error: --out: {tmp_path}/file/x: Not a directory -> another folder"
+    assert line in capsys.readouterr().err
