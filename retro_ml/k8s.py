@@ -17,7 +17,7 @@ from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically
 from retro_ml.core.experiments.command import BAD_INPUT, Parser, print_answer, refuse
 from retro_ml.core.experiments.command_line import UsageError, parse_command_line
 from retro_ml.core.experiments.config import ExperimentConfig
-from retro_ml.core.experiments.faults import nearest_names
+from retro_ml.core.experiments.faults import as_line, nearest_names
 from retro_ml.deploy.kustomize import Manifest
 from retro_ml.deploy.run_manifests import OVERLAYS, CannotRender, job_name, render_run
 from retro_ml.run import build_experiment
@@ -79,6 +79,11 @@ def _read_call(words: list[str]) -> tuple[argparse.Namespace, ExperimentConfig]:
     call = parse_command_line(others)
     if call.options or call.print_config or call.dry_run or call.as_json:
         faults.append("options of one call of `retro-ml run` -> only what describes the run")
+    if call.is_sweep:
+        faults.append(
+            "several runs -> one at a time, or a sweep: kubectl apply -k k8s/overlays/sweep"
+        )
+        raise UsageError(faults)
     try:
         config, _ = build_experiment(call)
     except UsageError as error:
@@ -111,8 +116,14 @@ def _build_parser() -> Parser:
 def _render(config: ExperimentConfig, flags: argparse.Namespace) -> list[Manifest]:
     from retro_ml.cluster.plan import plan_run
 
-    memory_bytes = plan_run(config).memory_bytes
-    return render_run(config, overlay=flags.overlay, image=flags.image, memory_bytes=memory_bytes)
+    plan = plan_run(config)
+    return render_run(
+        config,
+        overlay=flags.overlay,
+        image=flags.image,
+        memory_bytes=plan.memory_bytes,
+        disk_bytes=plan.disk_bytes,
+    )
 
 
 def _write(text: str, path: Path) -> int:
@@ -120,7 +131,8 @@ def _write(text: str, path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_atomically(path, lambda file: file.write(text.encode()))
     except (ArtifactError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        reason = getattr(error, "strerror", None) or as_line(str(error))
+        print(f"error: --out: {path.parent}: {reason} -> another folder", file=sys.stderr)
         return 1
     print(f"manifests: {path}", file=sys.stderr)
     print(f"next: kubectl apply -f {path}", file=sys.stderr)

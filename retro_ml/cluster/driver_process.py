@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -31,14 +33,21 @@ def environment(values: Mapping[str, str | None]) -> Iterator[None]:
 def own_signal_handlers() -> Iterator[None]:
     """Keeps this process's handler of SIGTERM, which ray.init replaces by one that just ends us.
 
-    At no time may it be in place: a signal can come while Ray starts.
+    At no time may it be in place: a signal can come while Ray starts. Below Python ray.init puts
+    another one before ours, which aborts the process after three seconds (2.60, ray pull 64830); a
+    checkpoint may take longer. It is taken away again, and what it has begun is stopped.
     """
     set_handler = utils.set_sigterm_handler
     utils.set_sigterm_handler = lambda _: None
+    handler, timer = signal.getsignal(signal.SIGTERM), signal.getitimer(signal.ITIMER_REAL)
     try:
         yield
     finally:
         utils.set_sigterm_handler = set_handler
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+            if timer == (0.0, 0.0):
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def worker_environment() -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,7 +113,12 @@ class Jobs:
         return output
 
     def follow(
-        self, job_id: str, show: Callable[[str], object], *, notice: Callable[[str], object]
+        self,
+        job_id: str,
+        show: Callable[[str], object],
+        *,
+        notice: Callable[[str], object],
+        patience_s: float = math.inf,
     ) -> Outcome:
         """Shows what the job prints until it has ended; another call goes on where one was left.
 
@@ -120,12 +126,15 @@ class Jobs:
             job_id: the job.
             show: is called with each new part of the output.
             notice: is told when the connection is lost.
+            patience_s: how long the cluster may not answer.
 
         Raises:
-            LaunchError: the cluster knows the job no more, or the token is not accepted any more.
+            LaunchError: the cluster knows the job no more, the token is not accepted any more, or
+                it has not answered for longer than `patience_s`.
         """
         follower = self._followers.setdefault(job_id, _Follower(self._client, job_id))
         told = False
+        answered_s = time.monotonic()
         while True:
             lost: Exception | None = None
             follower.heard = False
@@ -134,8 +143,11 @@ class Jobs:
             except Exception as error:  # aiohttp's, Ray's; what it means, the next question tells
                 lost = error
             told = told and not follower.heard
+            if follower.heard:
+                answered_s = time.monotonic()
             try:
                 details = self._client.get_job_info(job_id)
+                answered_s = time.monotonic()
                 if details.status.is_terminal() or lost:
                     output = self._client.get_job_logs(job_id)
                     follower.show_from(len(output), output, show)
@@ -145,6 +157,11 @@ class Jobs:
                 lost = self._refuse_final(error, job_id)
             if lost is None:
                 continue
+            if time.monotonic() - answered_s > patience_s:
+                raise LaunchError(
+                    f"the Ray cluster at {self.address} has not answered for {patience_s:g} s: "
+                    f"{first_line(lost)}"
+                ) from lost
             if not told:
                 notice(f"connection lost ({first_line(lost)}); the job goes on, trying again")
             told = True

@@ -18,6 +18,7 @@ import yaml
 
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.deploy.kustomize import Manifest, manifests_folder, render
+from retro_ml.deploy.quota import check_quota
 
 OVERLAYS = ("cpu", "gpu", "gpu-spot", "autoscaling", "kueue")
 WITH_GPU = frozenset({"gpu", "gpu-spot", "kueue"})
@@ -27,6 +28,7 @@ ENV_RUNNERS_PER_POD = 8
 """At most (this project's choice: half of a common machine of 16 CPUs)."""
 VOLUME = PurePosixPath("/runs")
 GPU = "nvidia.com/gpu"
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*", re.ASCII)
 _SYSTEM = ("bin", "boot", "dev", "etc", "home", "lib", "opt", "proc", "root", "run", "sbin", "sys",
            "tmp", "usr", "var")  # fmt: skip
 
@@ -40,7 +42,12 @@ class CannotRender(ValueError):
 
 
 def render_run(
-    config: ExperimentConfig, *, overlay: str, image: str | None, memory_bytes: int
+    config: ExperimentConfig,
+    *,
+    overlay: str,
+    image: str | None,
+    memory_bytes: int,
+    disk_bytes: int,
 ) -> list[Manifest]:
     """Everything that `kubectl apply` needs for one run.
 
@@ -49,10 +56,16 @@ def render_run(
         overlay: one of OVERLAYS.
         image: in place of the one in k8s/.
         memory_bytes: what the run's main process will take.
+        disk_bytes: what the run's folder will take.
 
     Raises: CannotRender.
     """
-    faults = [*_check_gpus(config, overlay), *_check_output_dir(config.output_dir)]
+    faults = [
+        *_check_gpus(config, overlay),
+        *_check_output_dir(config.output_dir),
+        *_check_init_from(config),
+        *_check_image(image),
+    ]
     if faults:
         raise CannotRender(faults)
     on_s3 = config.output_dir.startswith("s3://")
@@ -63,11 +76,16 @@ def render_run(
     (trainer,) = cluster["workerGroupSpecs"]
     settled = _settle(config, overlay=overlay, cpus=int(_limits(trainer)["cpu"]))
     cluster["workerGroupSpecs"] = _build_groups(trainer, settled, memory_bytes=memory_bytes)
-    if not on_s3:
+    if on_s3:
+        _make_room_to_stage(cluster, disk_bytes)
+    else:
         _mount(cluster, PurePosixPath(settled.output_dir))
     _name(manifests, job, settled)
     if image is not None:
         _set_image(job, image)
+    faults = check_quota(manifests)
+    if faults:
+        raise CannotRender(faults)
     return manifests
 
 
@@ -97,11 +115,28 @@ def _check_output_dir(output_dir: str) -> list[str]:
     if separator:
         return [] if scheme == "s3" else [f"output_dir: {output_dir} -> a folder or s3://BUCKET"]
     path = PurePosixPath(output_dir)
-    if ".." in path.parts:
+    if ".." in path.parts or ":" in output_dir:  # no mount path has a colon
         return [f"output_dir: {output_dir} -> a folder below {VOLUME}, or an absolute one"]
     if path.is_absolute() and (len(path.parts) == 1 or path.parts[1] in _SYSTEM):
         return [f"output_dir: {output_dir} -> a folder that a volume can be mounted at, e.g. runs"]
     return []
+
+
+def _check_init_from(config: ExperimentConfig) -> list[str]:
+    if config.init_from is None:
+        return []
+    folder, file = PurePosixPath(_in_the_pods(config.output_dir)), PurePosixPath(config.init_from)
+    volume = VOLUME if folder.is_relative_to(VOLUME) else folder
+    if "://" not in config.output_dir and file.is_relative_to(volume) and ".." not in file.parts:
+        return []
+    remedy = f"a file on the volume, as the pods see it, e.g. {VOLUME}/RUN/model.zip"
+    return [f"init_from: {config.init_from} -> {remedy}; they do not have this one"]
+
+
+def _check_image(image: str | None) -> list[str]:
+    if image is None or _IMAGE.fullmatch(image):
+        return []
+    return [f"--image: {image} -> a name as REGISTRY/retro-ml:TAG or REGISTRY/retro-ml@sha256:..."]
 
 
 def _settle(config: ExperimentConfig, *, overlay: str, cpus: int) -> ExperimentConfig:
@@ -111,12 +146,15 @@ def _settle(config: ExperimentConfig, *, overlay: str, cpus: int) -> ExperimentC
     if gpus is None:
         gpus = 1.0 if overlay in WITH_GPU else 0.0
     resources = asked.model_copy(update={"num_cpus": asked.num_cpus or cpus, "num_gpus": gpus})
-    output_dir = config.output_dir
-    if "://" not in output_dir:
-        path = PurePosixPath(output_dir)
-        inside = PurePosixPath(*path.parts[1:]) if path.parts[:1] == ("runs",) else path
-        output_dir = str(path if path.is_absolute() else VOLUME / inside)
+    output_dir = _in_the_pods(config.output_dir)
     return config.model_copy(update={"resources": resources, "output_dir": output_dir})
+
+
+def _in_the_pods(output_dir: str) -> str:
+    path = PurePosixPath(output_dir)
+    if "://" in output_dir or path.is_absolute():
+        return output_dir
+    return str(VOLUME / (PurePosixPath(*path.parts[1:]) if path.parts[:1] == ("runs",) else path))
 
 
 def _build_groups(
@@ -174,6 +212,14 @@ def _repeat(group: Manifest, name: str, replicas: int) -> Manifest:
         "minReplicas": replicas,
         "maxReplicas": most,
     }
+
+
+def _make_room_to_stage(cluster: Manifest, disk_bytes: int) -> None:
+    """A bucket takes whole objects: the driver and the trial have the run's files on disk too."""
+    more = math.ceil(disk_bytes * 1.25 / 2**30)
+    for group in (cluster["headGroupSpec"], cluster["workerGroupSpecs"][0]):
+        for sizes in _container(group)["resources"].values():
+            sizes["ephemeral-storage"] = f"{_read_gib(sizes['ephemeral-storage']) + more}Gi"
 
 
 def _mount(cluster: Manifest, output_dir: PurePosixPath) -> None:

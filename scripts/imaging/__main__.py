@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 from imaging.build import IMAGE, CannotBuild, build, check_tools, make_base, store
-from imaging.trial import Failed, Trial, make_folder
+from imaging.evidence import Failed
+from imaging.trial import Trial, make_folder
 
 
 def main() -> int:
@@ -68,8 +69,10 @@ def try_out(folder: Path, env: dict[str, str], *, planted: dict[str, str]) -> No
     trial.check("SIGTERM", trial.ends_by_sigterm)
     trial.check("docker stop", trial.ends_by_docker_stop)
     trial.check("SIGKILL", trial.resumes_after_kill)
+    trial.check("bucket", trial.goes_on_from_a_bucket)
     trial.check("node with a job", trial.node_ends_with_a_checkpoint)
     trial.check("next cluster", trial.next_cluster_goes_on)
+    trial.check("cluster gone", trial.submitter_ends_with_its_cluster)
     trial.secrets |= {f"builder's {name}": value for name, value in planted.items()}
     archive = folder / "image.tar"
     archive.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 import shutil
 import subprocess
 import tarfile
@@ -13,24 +14,33 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from imaging.bucket import Bucket
 from imaging.build import IMAGE
+from imaging.evidence import (
+    LIMIT_S,
+    Failed,
+    describe_checkpoint,
+    expect,
+    find_in_files,
+    find_in_layer,
+    newest_checkpoint,
+    plant_secrets,
+    read_status,
+    wait_for_line,
+    wait_until,
+)
 
 USER = 10001
-LIMIT_S = 900.0
 HARDENED = [
     "--cgroups=disabled", "--no-healthcheck", "--ulimit", "nofile=16384:16384",
-    "--ulimit", "nproc=32768:32768", "--network", "none", "--read-only", "--tmpfs", "/tmp",
+    "--ulimit", "nproc=32768:32768", "--read-only", "--tmpfs", "/tmp",
     "--tmpfs", "/home/retro:rw,size=64m,mode=1777", "--cap-drop", "ALL",
     "--security-opt", "no-new-privileges", "--shm-size", "256m",
 ]  # fmt: skip
-TRAIN = ["retro-ml", "run", "--game-id", "pong", "--output-dir", "/runs", "--seed", "1"]
+TRAIN_ANYWHERE = ["retro-ml", "run", "--game-id", "pong", "--seed", "1"]
+TRAIN = [*TRAIN_ANYWHERE, "--output-dir", "/runs"]
 LONG = ["--total-timesteps", "5000000", "--set", "checkpointing.every_steps=2000"]
-
-
-class Failed(AssertionError):
-    """A check did not hold; the message says what was seen."""
 
 
 @dataclass
@@ -136,7 +146,9 @@ class Trial:
     def node_ends_with_a_checkpoint(self) -> str:
         """As a head pod: healthy, a job submitted to it, stopped in the middle of the job."""
         with self._node("node-1"):
-            self._submit("node-1", "--no-wait")
+            call = ["ray", "job", "submit", "--address", "http://127.0.0.1:8265", "--no-wait", "--"]
+            call += [*TRAIN, "--experiment-id", "submitted", *LONG]
+            self._podman("exec", "node-1", *call)
             run = self.folder / "runs/submitted"
             wait_until(lambda: newest_checkpoint(run) > 0, "no checkpoint")
             began_s = time.monotonic()
@@ -148,13 +160,59 @@ class Trial:
         expect(read_status(run)["state"], "interrupted")
         return f"healthy; stopped in {took_s:.0f} s, {describe_checkpoint(run)}"
 
+    def goes_on_from_a_bucket(self) -> str:
+        """Of a killed run nothing but the bucket is left: the next container goes on from it."""
+        with Bucket(self.secrets) as bucket:
+            call = [*TRAIN_ANYWHERE, "--output-dir", bucket.uri, "--experiment-id", "staged", *LONG]
+            where = [word for name, value in bucket.environment.items()
+                     for word in ("--env", f"{name}={value}")]  # fmt: skip
+            first = self._launch("s3-1", where, call, network="host")
+
+            def has_saved() -> bool:
+                if first.poll() is not None:
+                    raise Failed((self.folder / "s3-1.txt").read_text())
+                return bucket.newest_checkpoint("staged") > 0
+
+            wait_until(has_saved, "no checkpoint in the bucket")
+            self._podman("kill", "--signal", "KILL", "s3-1")
+            expect(first.wait(timeout=LIMIT_S), 137)
+            self._podman("rm", "--force", "s3-1")
+            saved = bucket.newest_checkpoint("staged")
+            second = self._launch("s3-2", where, call, network="host")
+            line = wait_for_line(self.folder / "s3-2.txt", "going on from")
+            expect(f"{saved:,}" in line, True, line)
+            self._podman("kill", "--signal", "TERM", "s3-2")
+            expect(second.wait(timeout=LIMIT_S), 143)
+            status = bucket.read_status("staged")
+            expect(status["state"], "interrupted")
+            expect(bucket.newest_checkpoint("staged"), status["step"])
+            bucket.find_secrets()
+        return f'exit 137, then "{line.strip()}", 143 with {status["step"]:,} steps in the bucket'
+
     def next_cluster_goes_on(self) -> str:
-        """The same entrypoint in a new Ray, as KubeRay's retry makes one."""
-        with self._node("node-2"):
-            done = self._submit("node-2", extra=["--max-hours", "0.001"])
-            expect(done.returncode, 0, done.stdout.decode())
-        lines = done.stdout.decode().splitlines()
-        return next(line.strip() for line in lines if "going on from" in line)
+        """The same entrypoint in a new Ray, as KubeRay's retry makes one, by its submitter."""
+        entrypoint = [*TRAIN, "--experiment-id", "submitted", *LONG, "--max-hours", "0.001"]
+        with self._node("node-2") as token:
+            submitter = self._launch_submitter("node-2", token, shlex.join(entrypoint))
+            code = submitter.wait(timeout=LIMIT_S)
+        text = (self.folder / "submitter-of-node-2.txt").read_text()
+        expect(code, 0, text)
+        expect("has ended with exit code 0" in text, True, text)
+        return next(line.strip() for line in text.splitlines() if "going on from" in line)
+
+    def submitter_ends_with_its_cluster(self) -> str:
+        """A head that is killed makes the submitter fail, so that another attempt is made."""
+        with self._node("node-3") as token:
+            submitter = self._launch_submitter("node-3", token, "echo begun; sleep 600")
+            wait_for_line(self.folder / "submitter-of-node-3.txt", "begun")
+            began_s = time.monotonic()
+            self._podman("kill", "--signal", "KILL", "node-3")
+            code = submitter.wait(timeout=LIMIT_S)
+            took_s = time.monotonic() - began_s
+        expect(code, 1, (self.folder / "submitter-of-node-3.txt").read_text())
+        if took_s > 130:
+            raise Failed(f"took {took_s:.0f} s, two of which are too many for KubeRay's 300")
+        return f"exit 1 after {took_s:.0f} s without a head"
 
     # What is in its layers.
 
@@ -202,8 +260,11 @@ class Trial:
         return run, process
 
     @contextmanager
-    def _node(self, name: str) -> Iterator[None]:
-        """A head with CPUs of its own, in a network of its own, that says it is healthy."""
+    def _node(self, name: str) -> Iterator[str]:
+        """A head with CPUs of its own, in a network of its own, that says it is healthy.
+
+        Yields its token.
+        """
         token = secrets.token_hex(32)
         where = ["--env", "RAY_AUTH_MODE=token", "--env", f"RAY_AUTH_TOKEN={token}"]
         call = ["ray-node", "--head", "--num-cpus=2", "--node-ip-address=127.0.0.1"]
@@ -217,30 +278,38 @@ class Trial:
 
         try:
             wait_until(is_healthy, "the node is never healthy")
-            yield
+            yield token
         finally:
             self._podman("rm", "--force", name, check=False)
             process.wait(timeout=LIMIT_S)
 
-    def _submit(
-        self, node: str, *options: str, extra: Sequence[str] = ()
-    ) -> subprocess.CompletedProcess[bytes]:
-        call = ["exec", node, "ray", "job", "submit", "--address", "http://127.0.0.1:8265"]
-        call += [*options, "--", *TRAIN, "--experiment-id", "submitted", *LONG, *extra]
-        return self._podman(*call, check=False)
+    def _launch_submitter(self, node: str, token: str, entrypoint: str) -> subprocess.Popen[bytes]:
+        """As KubeRay's pod, in the node's network."""
+        settings = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": token,
+            "RAY_DASHBOARD_ADDRESS": "127.0.0.1:8265",
+            "RAY_JOB_SUBMISSION_ID": f"job-of-{node}",
+        }
+        where = [word for name, value in settings.items()
+                 for word in ("--env", f"{name}={value}")]  # fmt: skip
+        call = ["submit-job", entrypoint]
+        return self._launch(f"submitter-of-{node}", where, call, network=f"container:{node}")
 
     def _launch(
-        self, name: str, options: Sequence[str], call: Sequence[str]
+        self, name: str, options: Sequence[str], call: Sequence[str], *, network: str = "none"
     ) -> subprocess.Popen[bytes]:
         self._podman("rm", "--force", name, check=False)
-        command = ["podman", "--runtime", "crun", "run", "--name", name, *self._options(), *options]
+        command = ["podman", "--runtime", "crun", "run", "--name", name]
+        command += [*self._options(), "--network", network, *options]
         with (self.folder / f"{name}.txt").open("wb") as file:
             return subprocess.Popen(
                 [*command, IMAGE, *call], env=self.env, stdout=file, stderr=file
             )
 
     def _run(self, options: Sequence[str], call: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        command = ["podman", "--runtime", "crun", "run", "--rm", *self._options(), *options]
+        command = ["podman", "--runtime", "crun", "run", "--rm"]
+        command += [*self._options(), "--network", "none", *options]
         return subprocess.run(
             [*command, IMAGE, *call], env=self.env, check=False, capture_output=True, text=True,
             timeout=LIMIT_S,
@@ -260,84 +329,6 @@ class Trial:
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         expect(done.returncode, 0, done.stderr)
         return done.stdout
-
-
-def wait_until(happened: Callable[[], bool], what: str) -> None:
-    """Raises: Failed after a while."""
-    end_s = time.monotonic() + LIMIT_S
-    while not happened():
-        if time.monotonic() > end_s:
-            raise Failed(what)
-        time.sleep(0.5)
-
-
-def plant_secrets() -> dict[str, str]:
-    """Keys and tokens as they would be there, which must appear nowhere."""
-    return {
-        "AWS_ACCESS_KEY_ID": f"AKIA{secrets.token_hex(8).upper()}",
-        "AWS_SECRET_ACCESS_KEY": secrets.token_urlsafe(30),
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    }
-
-
-def find_in_files(folder: Path, values: Sequence[str]) -> None:
-    """Raises: Failed where one of `values` stands in a file."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            content = path.read_bytes()
-            for value in values:
-                if value.encode() in content:
-                    raise Failed(f"{path} has a planted secret")
-
-
-def find_in_layer(image: tarfile.TarFile, member: tarfile.TarInfo, values: Sequence[str]) -> None:
-    """Raises: Failed where one of `values` stands in an image's layer."""
-    longest = max(map(len, values), default=0)
-    file = image.extractfile(member)
-    kept = b""
-    while file is not None and (block := file.read(1 << 24)):
-        content = kept + block
-        if any(value.encode() in content for value in values):
-            raise Failed(f"the layer {member.name} has a planted secret")
-        kept = content[-longest:]
-
-
-def newest_checkpoint(run: Path) -> int:
-    """Agent steps of the newest whole checkpoint, 0 without."""
-    found = run.glob("checkpoints/step-*/manifest.json")
-    return max((int(path.parent.name.removeprefix("step-")) for path in found), default=0)
-
-
-def describe_checkpoint(run: Path) -> str:
-    """Where a run can go on; it must be where it stopped. Raises: Failed."""
-    steps, stopped = newest_checkpoint(run), read_status(run)["step"]
-    expect(steps, stopped)
-    return f"checkpoint at {steps:,} agent steps, where it stopped"
-
-
-def read_status(run: Path) -> dict[str, Any]:
-    """status.json."""
-    status: dict[str, Any] = json.loads((run / "status.json").read_text(encoding="utf-8"))
-    return status
-
-
-def wait_for_line(path: Path, words: str) -> str:
-    """The first line with `words`. Raises: Failed after a while."""
-    found: list[str] = []
-
-    def has_line() -> bool:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        found[:] = [line for line in lines if words in line]
-        return bool(found)
-
-    wait_until(has_line, f"no line with {words!r} in {path}")
-    return found[0]
-
-
-def expect(seen: object, wanted: object, more: str = "") -> None:
-    """Raises: Failed."""
-    if seen != wanted:
-        raise Failed(f"{seen!r} instead of {wanted!r}\n{more}")
 
 
 def make_folder(folder: Path) -> None:

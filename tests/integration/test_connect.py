@@ -149,3 +149,29 @@ def _say(words: str) -> None:
 
 def _get_variable(name: str) -> str | None:
     return os.environ.get(name)
+
+
+STOPPED = """
+import os, signal, time
+signal.signal(signal.SIGTERM, lambda *_: print("stopping", flush=True))
+from retro_ml.cluster.embedded import start_ray
+with start_ray():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)
+    print("aborted in", signal.getitimer(signal.ITIMER_REAL)[0])
+"""
+
+
+def test_nothing_below_python_aborts_a_driver_that_stops() -> None:
+    """Ray's own handler gives it three seconds, and a checkpoint may take more."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", STOPPED],
+        env=env,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stdout) == (0, "stopping\naborted in 0.0\n"), done.stderr
+    assert "SIGTERM received" not in done.stderr

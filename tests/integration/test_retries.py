@@ -110,7 +110,7 @@ def job(tmp_path: Path, name: str) -> tuple[str, RunPaths]:
         checkpointing={"every_steps": EVERY},
         resources={"num_cpus": 2},
     )
-    manifests = render_run(config, overlay="cpu", image=None, memory_bytes=2**30)
+    manifests = render_run(config, overlay="cpu", image=None, memory_bytes=2**30, disk_bytes=0)
     (entrypoint,) = [m["spec"]["entrypoint"] for m in manifests if m["kind"] == "RayJob"]
     (mapping,) = [m["data"] for m in manifests if m["kind"] == "ConfigMap"]
     mounted = tmp_path / "config.yaml"

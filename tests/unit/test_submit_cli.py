@@ -289,6 +289,24 @@ def test_a_job_that_a_new_head_does_not_know_is_not_waited_for() -> None:
         one.follow("x", print, notice=print)
 
 
+def test_a_cluster_that_does_not_answer_is_given_up_where_that_is_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jobs, "RETRY_S", 0.01)
+    one = jobs.Jobs.__new__(jobs.Jobs)
+    client = BrokenClient(*[0] * 10_000)
+    client.get_job_info = refuse_to_connect  # type: ignore[method-assign]
+    one._client, one._followers, one.address = client, {}, "http://head:8265"  # type: ignore[assignment]
+    with pytest.raises(
+        LaunchError, match=r"head:8265 has not answered for 0\.1 s: Failed to connect"
+    ):
+        one.follow("x", print, notice=print, patience_s=0.1)
+
+
+def refuse_to_connect(job_id: str) -> Any:
+    raise ConnectionError("Failed to connect")
+
+
 def fail_with_404(job_id: str) -> Any:
     raise RuntimeError("Request failed with status code 404: Job x does not exist.")
 

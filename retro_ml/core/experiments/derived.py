@@ -65,8 +65,11 @@ def check_resources(
         )
         faults.append(("num_env_runners", resources.num_env_runners, allowed))
     if resources.num_gpus is not None:
-        if resources.num_gpus > 1 and resources.num_gpus != int(resources.num_gpus):
-            faults.append(("num_gpus", resources.num_gpus, "above 1 only whole GPUs"))
+        learners = max(1, resources.num_learners)
+        share = resources.num_gpus / learners
+        if share > 1 and share != int(share):
+            each = f" for each of {learners} learners" if learners > 1 else ""
+            faults.append(("num_gpus", resources.num_gpus, f"above 1 only whole GPUs{each}"))
         if resources.num_gpus > 0 and use_gpu is False:
             allowed = "0, because use_gpu is false; leave out one of the two"
             faults.append(("num_gpus", resources.num_gpus, allowed))

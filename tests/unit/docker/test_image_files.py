@@ -12,14 +12,16 @@ import tomllib
 from importlib.metadata import entry_points
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from retro_ml.core.engine.launcher import LaunchError
 
 pytestmark = pytest.mark.unit
 
@@ -92,6 +94,18 @@ def test_a_job_that_is_stopped_has_time_for_a_checkpoint() -> None:
     waits = re.search(r"RAY_JOB_STOP_WAIT_TIME_S=(\d+)", FINAL)
     assert waits is not None
     assert int(waits[1]) >= 60
+
+
+def test_what_goes_to_a_bucket_is_staged_where_there_is_room() -> None:
+    """Not in the home folder: 64 MiB in pods, whose owner is evicted beyond that."""
+    staging = re.search(r"RETRO_ML_STAGING=(\S+)", FINAL)
+    assert staging is not None
+    assert staging[1].startswith("/tmp/")
+    pod = yaml.safe_load((ROOT / "k8s/cluster/raycluster.yaml").read_text())["spec"]
+    groups = [pod["headGroupSpec"], *pod["workerGroupSpecs"]]
+    for group in groups:
+        volumes = {volume["name"]: volume for volume in group["template"]["spec"]["volumes"]}
+        assert volumes["tmp"]["emptyDir"] == {}
 
 
 def test_nothing_is_installed_in_the_final_stage() -> None:
@@ -174,6 +188,16 @@ def test_every_service_runs_a_command_that_the_image_has() -> None:
     assert {"ray", "retro-ml"} <= scripts
 
 
+@pytest.mark.parametrize("name", ["head", "worker"])
+def test_the_object_store_has_room_in_shared_memory(name: str) -> None:
+    """Ray takes a third of the memory and, where that is too much for it, a slow place."""
+    service = COMPOSE["services"][name]
+    (store,) = [word.partition("=")[2] for word in service["command"] if "object-store" in word]
+    units = {"mb": 2**20, "gb": 2**30}
+    shared = service["shm_size"]
+    assert int(store) < int(shared[:-2]) * units[shared[-2:]]
+
+
 def test_training_waits_for_a_cluster_and_stops_in_time() -> None:
     services = COMPOSE["services"]
     for name in ("head", "worker"):
@@ -246,6 +270,60 @@ def test_a_node_ends_after_its_runs(tmp_path: Path) -> None:
     assert ended.returncode == 0
     assert run.wait(timeout=30) == 143
     assert (tmp_path / "order").read_text() == "run\nray stop\n"
+
+
+class FakeJobs:
+    """Stands for a cluster's jobs API, whose follower has tests of its own."""
+
+    there = False
+    ends: int | None = 0
+    started: ClassVar[list[str]] = []
+
+    def __init__(self, address: str) -> None:
+        if address == "nowhere":
+            raise LaunchError("nothing answers")
+
+    def find(self, job_id: str) -> object:
+        return "details" if self.there else None
+
+    def start(self, job_id: str, *, entrypoint: str, runtime_env: dict[str, Any]) -> None:
+        self.started.append(f"{job_id}: {entrypoint}")
+
+    def follow(self, job_id: str, show: Any, *, notice: Any, patience_s: float) -> Any:
+        if self.ends is None:
+            raise LaunchError(f"has not answered for {patience_s:g} s")
+        return SimpleNamespace(exit_code=self.ends)
+
+
+@pytest.mark.parametrize(
+    ("address", "there", "ends", "code", "started"),
+    [
+        ("head:8265", False, 0, 0, ["id: retro-ml run"]),
+        ("head:8265", True, 0, 0, []),  # a submitter that comes again
+        ("head:8265", False, 2, 0, ["id: retro-ml run"]),  # the operator asks how it ended
+        ("head:8265", True, None, 1, []),
+        ("nowhere", False, 0, 1, []),
+    ],
+)
+def test_a_submitter_fails_where_its_cluster_is_gone_and_only_there(
+    address: str,
+    there: bool,
+    ends: int | None,
+    code: int,
+    started: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    program = load("submit-job")
+    for name, value in {"there": there, "ends": ends, "started": []}.items():
+        monkeypatch.setattr(FakeJobs, name, value)
+    for name, value in {"Jobs": FakeJobs, "PATIENCE_S": 0.0}.items():
+        monkeypatch.setattr(program, name, value)
+    monkeypatch.setattr(program.time, "sleep", lambda seconds: None)
+    monkeypatch.setenv("RAY_DASHBOARD_ADDRESS", address)
+    monkeypatch.setenv("RAY_JOB_SUBMISSION_ID", "id")
+    monkeypatch.setattr(sys, "argv", ["submit-job", "retro-ml run"])
+    assert program.main() == code
+    assert FakeJobs.started == started
 
 
 def test_a_container_without_a_node_is_healthy_as_long_as_it_lives() -> None:

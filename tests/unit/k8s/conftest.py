@@ -45,7 +45,7 @@ def rendered_run(overlay: str, **fields: Any) -> list[Manifest]:
         "resources": {"num_env_runners": 4, "num_learners": 2, "num_gpus": 2 if with_gpu else 0},
     }
     config = ExperimentConfig(**{**defaults, **fields})
-    return render_run(config, overlay=overlay, image=None, memory_bytes=2**30)
+    return render_run(config, overlay=overlay, image=None, memory_bytes=2**30, disk_bytes=2**30)
 
 
 WAYS = [
@@ -92,6 +92,7 @@ def pods_of_cluster(owner: Manifest, cluster: Manifest) -> list[Manifest]:
         autoscaler = {"name": "autoscaler", "image": image}
         kept = ("resources", "securityContext", "volumeMounts", "env", "envFrom")
         autoscaler |= {name: options[name] for name in kept if name in options}
+        add_token(autoscaler, owner)
         logs = {"name": "ray-logs", "mountPath": "/tmp/ray"}
         head["spec"]["volumes"].append({"name": "ray-logs", "emptyDir": {}})
         head["spec"]["containers"].append(copy.deepcopy(autoscaler))
@@ -113,6 +114,17 @@ def pods_of_cluster(owner: Manifest, cluster: Manifest) -> list[Manifest]:
     return [head, *workers]
 
 
+def add_token(container: Manifest, owner: Manifest) -> None:
+    """From the Secret that the operator makes for a cluster."""
+    secret = {"name": owner["metadata"]["name"], "key": "auth_token"}
+    container.setdefault("env", []).extend(
+        [
+            {"name": "RAY_AUTH_MODE", "value": "token"},
+            {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": secret}},
+        ]
+    )
+
+
 def build_pod(
     owner: Manifest, template: Manifest, labels: dict[str, str], *, in_ray: bool = False
 ) -> Manifest:
@@ -122,14 +134,10 @@ def build_pod(
         memory = {"medium": "Memory", "sizeLimit": container["resources"]["requests"]["memory"]}
         template["spec"]["volumes"].append({"name": "shared-mem", "emptyDir": memory})
         container["volumeMounts"].append({"name": "shared-mem", "mountPath": "/dev/shm"})
-    secret = {"name": owner["metadata"]["name"], "key": "auth_token"}
-    container.setdefault("env", []).extend(
-        [
-            {"name": "RAY_AUTH_MODE", "value": "token"},
-            {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": secret}},
-        ]
-    )
+    add_token(container, owner)
     name = f"{owner['metadata']['name']}-{container['name']}"
     labels = {**template["metadata"].get("labels", {}), **labels}
     metadata = {"name": name, "namespace": owner["metadata"]["namespace"], "labels": labels}
+    if "annotations" in template["metadata"]:
+        metadata["annotations"] = template["metadata"]["annotations"]
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}

@@ -169,6 +169,30 @@ def test_every_retry_finds_the_same_experiment(manifests: list[Manifest]) -> Non
         assert mounts["config"]["mountPath"] == "/etc/retro-ml"
 
 
+def test_a_gone_cluster_is_noticed_before_the_operator_gives_up(manifests: list[Manifest]) -> None:
+    """KubeRay 1.7 makes no further attempt where it could not ask a head for 300 s."""
+    program = (ROOT / "docker/bin/submit-job").read_text(encoding="utf-8")
+    patience = re.search(r"^PATIENCE_S = ([0-9.]+)$", program, flags=re.MULTILINE)
+    assert patience is not None
+    for manifest in customs(manifests):
+        if manifest["kind"] == "RayJob":
+            spec = manifest["spec"]
+            (container,) = spec["submitterPodTemplate"]["spec"]["containers"]
+            assert container["command"] == ["tini", "--", "submit-job"]
+            assert container["args"] == [spec["entrypoint"]]
+            pods = spec["submitterConfig"]["backoffLimit"] + 1
+            # Each: its patience, two requests that hang for 30 s, the start of its pod.
+            assert pods * (float(patience[1]) + 2 * 30 + 20) < 300
+
+
+def test_nothing_is_moved_merely_to_save_a_machine(pods: list[Manifest]) -> None:
+    for pod in pods:
+        assert pod["metadata"]["annotations"] == {
+            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+            "karpenter.sh/do-not-disrupt": "true",
+        }
+
+
 def test_runs_are_kept_where_head_and_workers_see_them(manifests: list[Manifest]) -> None:
     claims = [m["metadata"]["name"] for m in manifests if m["kind"] == "PersistentVolumeClaim"]
     for manifest in customs(manifests):

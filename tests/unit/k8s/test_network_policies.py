@@ -10,6 +10,7 @@ pytestmark = pytest.mark.unit
 Manifest = dict[str, Any]
 OPERATOR = {"namespace": "kuberay", "labels": {"app.kubernetes.io/name": "kuberay-operator"}}
 DNS = {"namespace": "kube-system", "labels": {"k8s-app": "kube-dns"}}
+NODE_DNS = {"cidr": "169.254.20.10/32"}
 STRANGER = {"namespace": "elsewhere", "labels": {"app": "shop"}}
 
 
@@ -129,6 +130,23 @@ def test_names_are_resolved_and_nothing_else_is_asked_there(
         assert not reaches(policies, node, STRANGER, 53)
 
 
+def test_names_are_resolved_by_a_cache_on_the_machine_too(policies: list[Manifest]) -> None:
+    """NodeLocal DNSCache: pods ask an address of their machine, not a pod of kube-system."""
+    rules = [
+        (policy["spec"]["podSelector"], rule)
+        for policy in policies
+        for rule in policy["spec"].get("egress", [])
+        if {"ipBlock": NODE_DNS} in rule["to"]
+    ]
+    assert len(rules) == 1
+    selector, rule = rules[0]
+    assert selector == {}
+    assert {(port["protocol"], port["port"]) for port in rule["ports"]} == {
+        ("UDP", 53),
+        ("TCP", 53),
+    }
+
+
 def test_addresses_outside_are_open_only_for_what_needs_them(
     manifests: list[Manifest], policies: list[Manifest], nodes: dict[str, Manifest]
 ) -> None:
@@ -147,9 +165,12 @@ def test_addresses_outside_are_open_only_for_what_needs_them(
             if selects(policy["spec"]["podSelector"], node["labels"])
             for rule in policy["spec"].get("egress", [])
             for peer in rule["to"]
-            if "ipBlock" in peer
+            if "ipBlock" in peer and peer["ipBlock"] != NODE_DNS
         ]
         assert set().union(*(ports for _, ports in blocks)) == expected[name]
-        for block, _ in blocks:  # the machine's metadata, which gives away its role
-            if block["cidr"] == "0.0.0.0/0":
-                assert "169.254.0.0/16" in block["except"]
+        closed = {"0.0.0.0/0": "169.254.0.0/16", "::/0": "fe80::/10"}
+        for block, _ in blocks:  # but for the machine's metadata, which gives away its role
+            assert closed[block["cidr"]] in block["except"]
+        for family in closed:
+            ports = [ports for block, ports in blocks if block["cidr"] == family]
+            assert set().union(*ports) == expected[name]

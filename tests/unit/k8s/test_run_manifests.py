@@ -22,10 +22,21 @@ pytestmark = pytest.mark.unit
 Manifest = dict[str, Any]
 
 
-def run_of(overlay: str, *, memory_bytes: int = 2**30, **fields: Any) -> list[Manifest]:
+def run_of(
+    overlay: str,
+    *,
+    image: str | None = None,
+    memory_bytes: int = 2**30,
+    disk_bytes: int = 0,
+    **fields: Any,
+) -> list[Manifest]:
     fields = {"game_id": "pong", "experiment_id": "pong-1", **fields}
     return render_run(
-        ExperimentConfig(**fields), overlay=overlay, image=None, memory_bytes=memory_bytes
+        ExperimentConfig(**fields),
+        overlay=overlay,
+        image=image,
+        memory_bytes=memory_bytes,
+        disk_bytes=disk_bytes,
     )
 
 
@@ -53,7 +64,9 @@ def sizes(manifests: list[Manifest]) -> dict[str, tuple[int, dict[str, str]]]:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_a_run_is_a_job_of_its_name_with_its_config(overlay: str) -> None:
     config = ExperimentConfig(game_id="pong", experiment_id="pong-1", seed=7)
-    manifests = render_run(config, overlay=overlay, image=None, memory_bytes=2**30)
+    manifests = render_run(
+        config, overlay=overlay, image=None, memory_bytes=2**30, disk_bytes=2**30
+    )
     stored = config_of(manifests)
 
     assert job_of(manifests)["metadata"]["name"] == "pong-1"
@@ -137,9 +150,54 @@ def test_a_bucket_takes_a_secret_and_no_volume() -> None:
         assert container["envFrom"] == [{"secretRef": {"name": "retro-ml-s3"}}]
 
 
+def test_what_is_staged_for_a_bucket_has_room_on_disk() -> None:
+    """Driver and trial keep the run's files; env runners do not."""
+
+    def disks(output_dir: str) -> list[str]:
+        resources = {"num_env_runners": 2}
+        manifests = run_of("cpu", output_dir=output_dir, disk_bytes=2**33, resources=resources)
+        cluster = job_of(manifests)["spec"]["rayClusterSpec"]
+        groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+        containers = [group["template"]["spec"]["containers"][0] for group in groups]
+        return [container["resources"]["limits"]["ephemeral-storage"] for container in containers]
+
+    assert disks("/runs") == ["4Gi", "16Gi", "16Gi"]
+    assert disks("s3://bucket/runs") == ["14Gi", "26Gi", "16Gi"]
+
+
+def test_weights_to_begin_with_may_lie_on_the_volume() -> None:
+    manifests = run_of("cpu", output_dir="atari", init_from="/runs/pong-0/model.zip")
+    assert config_of(manifests).init_from == "/runs/pong-0/model.zip"
+
+
 @pytest.mark.parametrize(
     ("overlay", "fields", "fault"),
     [
+        ("cpu", {"init_from": "/x/model.zip"}, "init_from: /x/model.zip -> a file on the"),
+        ("cpu", {"init_from": "/runs/../x.zip"}, "init_from: /x.zip -> a file on the volume"),
+        (
+            "cpu",
+            {"init_from": "/runs/x/model.zip", "output_dir": "s3://bucket/runs"},
+            "init_from: /runs/x/model.zip -> a file on the volume",
+        ),
+        ("cpu", {"output_dir": "/data:x"}, "output_dir: /data:x -> a folder below /runs"),
+        ("cpu", {"image": ""}, "--image:  -> a name as REGISTRY"),
+        ("cpu", {"image": "a b"}, "--image: a b -> a name as REGISTRY"),
+        (
+            "cpu",
+            {"resources": {"num_cpus": 200}},
+            "resources: requests.cpu of 201.2 in all -> at most 128, by the namespace's quota",
+        ),
+        (
+            "cpu",
+            {"memory_bytes": 2**40},
+            "resources: requests.memory of 1284.5Gi in all -> at most 512Gi",
+        ),
+        (
+            "gpu",
+            {"resources": {"num_learners": 17, "num_gpus": 17}},
+            "resources: requests.nvidia.com/gpu of 17 in all -> at most 16",
+        ),
         ("cpu", {"resources": {"num_gpus": 2}}, "resources.num_gpus: 2 -> 0, or an overlay"),
         ("gpu", {"use_gpu": False}, "use_gpu: false -> leave it out"),
         ("gpu", {"resources": {"num_gpus": 0}}, "resources.num_gpus: 0 -> leave it out"),
@@ -204,6 +262,10 @@ def test_the_command_writes_one_file_to_apply(
         (["render", "--overlay", "gpux", "--env", "pong"], "--overlay: gpux -> did you mean gpu?"),
         (["render", "--env", "pongg"], "game_id: pongg"),
         (["render", "--env", "pong", "--dry-run"], "options of one call"),
+        (["render", "--env", "pong", "--seeds", "3"], "several runs -> one at a time, or a sweep"),
+        (["render", "--env", "pong", "breakout"], "several runs -> one at a time, or a sweep"),
+        (["render", "--env", "pong", "--init-from", "/x.zip"], "init_from: /x.zip -> a file on"),
+        (["render", "--env", "pong", "--image", ""], "--image:  -> a name as REGISTRY"),
         (["render", "--env", "pong", "--ray-address", "auto"], "options of one call"),
         (["render", "--env", "pong", "--output-dir", "/etc"], "output_dir: /etc"),
         (["render", "--overlay"], "--overlay: a value is missing"),
@@ -223,4 +285,5 @@ def test_a_folder_that_cannot_be_made_is_told(
 ) -> None:
     (tmp_path / "file").write_text("")
     assert k8s.main(["render", "--env", "pong", "--out", str(tmp_path / "file/x")]) == 1
-    assert "error: " in capsys.readouterr().err
+    line = f"error: --out: {tmp_path}/file/x: Not a directory -> another folder"
+    assert line in capsys.readouterr().err

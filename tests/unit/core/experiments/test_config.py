@@ -357,6 +357,10 @@ def test_a_presets_choice_survives_the_round_trip() -> None:
         ({"resources": {"num_env_runners": 3}}, "resources.num_env_runners: 3 -> PPO's 8 games "),
         ({"resources": {"num_gpus": 1.5}}, "resources.num_gpus: 1.5 -> above 1 only whole GPUs"),
         (
+            {"resources": {"num_gpus": 3, "num_learners": 2}},
+            "resources.num_gpus: 3.0 -> above 1 only whole GPUs for each of 2 learners",
+        ),
+        (
             {"use_gpu": False, "resources": {"num_gpus": 1}},
             "resources.num_gpus: 1.0 -> 0, because use_gpu is false",
         ),
