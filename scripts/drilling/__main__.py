@@ -35,9 +35,10 @@ def main() -> int:
         algorithm = call.only[number % len(call.only)]
         # A text, so that every round has its own course whatever was played before.
         chance = random.Random(f"{call.seed} {number}")
-        played = play_round(
-            algorithm, number, folder=folder, chance=chance, undisturbed_s=undisturbed_s[algorithm]
-        )
+        # A machine that was busy at first would have all kills come too late.
+        unkilled_s = [one.wall_s for one in rounds if one.algorithm == algorithm and not one.kills]
+        least_s = min([undisturbed_s[algorithm], *unkilled_s])
+        played = play_round(algorithm, number, folder=folder, chance=chance, undisturbed_s=least_s)
         rounds.append(played)
         with kept.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(played)) + "\n")
