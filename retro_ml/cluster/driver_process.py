@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -29,16 +31,30 @@ def environment(values: Mapping[str, str | None]) -> Iterator[None]:
 
 @contextmanager
 def own_signal_handlers() -> Iterator[None]:
-    """Keeps this process's handler of SIGTERM, which ray.init replaces by one that just ends us.
+    """Keeps this process's handler of SIGTERM, which ray.init replaces twice.
 
-    At no time may it be in place: a signal can come while Ray starts.
+    Once by one that just ends us: at no time may it be in place, since a signal can come while Ray
+    starts. And below Python by Abseil's, which writes a stack to the screen, hands the signal on,
+    and aborts the process three seconds later (2.60, RayLog::InstallFailureSignalHandler), in the
+    middle of the last checkpoint.
     """
     set_handler = utils.set_sigterm_handler
     utils.set_sigterm_handler = lambda _: None
+    alarm_before = signal.getitimer(signal.ITIMER_REAL)
     try:
         yield
     finally:
         utils.set_sigterm_handler = set_handler
+        _put_back_sigterm()
+        if alarm_before == (0.0, 0.0):  # a signal that came in between has set it
+            signal.alarm(0)
+
+
+def _put_back_sigterm() -> None:
+    """Python knows its handler still; set again, it is the system's too."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def worker_environment() -> dict[str, str]:
