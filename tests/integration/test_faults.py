@@ -119,7 +119,8 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(small_disk: Path) -> No
 
 def test_a_disk_that_others_fill_ends_the_run(small_disk: Path) -> None:
     run = small_disk / "x"
-    process = start(small_disk, "-n", "1000000")
+    # No retries: the full disk would fail each of them, half a dozen seconds later.
+    process = start(small_disk, "-n", "1000000", "--set", "resources.max_failures=0")
     wait_until(lambda: has_rows(run), process)
     fill(small_disk / "filler")
     _, errors = process.communicate(timeout=TIMEOUT_S)

@@ -32,6 +32,11 @@ time.sleep(60)
 """
 
 
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock, "_POLL_S", 0.02)
+
+
 def acquire(path: Path, *, lease_s: float = 0.3) -> tuple[RunLock, list[str]]:
     said: list[str] = []
     lock = RunLock(path)
