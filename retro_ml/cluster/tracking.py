@@ -145,9 +145,8 @@ def _build_wandb(output_dir: str) -> Any:
             # Ray (2.60) hands the key on in a runtime environment, which an embedded Ray has no
             # agent to make, so that the actor never began; and it hands on nothing but the key.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), False)
-            self._remote_logger_class = ray.remote(
-                num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
-            )(WandbActor)
+            # No restarts: what fails is told and left alone.
+            self._remote_logger_class = ray.remote(num_cpus=0, scheduling_strategy=here)(WandbActor)
             super().log_trial_start(trial)
 
         def _cleanup_logging_actor(self, trial: Any) -> None:
