@@ -127,6 +127,19 @@ def describe_config(trial: Any) -> dict[str, Any]:
     return {name: value for name, value in experiment.items() if name not in unused}
 
 
+def tell_of_end(future: ray.ObjectRef) -> None:
+    """Warns where the process that talks to W&B was too slow, or has died."""
+    done, _ = ray.wait([future], timeout=0)
+    if not done:
+        logger.warning("W&B did not get all of this run within %d s", UPLOAD_TIMEOUT_S)
+        return
+    try:
+        ray.get(future)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        logger.warning("W&B did not get all of this run: %s", first_line(cause))
+
+
 def _build_wandb(output_dir: str) -> Any:
     from ray.air.integrations.wandb import WandbLoggerCallback, _WandbLoggingActor
 
@@ -145,14 +158,13 @@ def _build_wandb(output_dir: str) -> Any:
             # Ray (2.60) hands the key on in a runtime environment, which an embedded Ray has no
             # agent to make, so that the actor never began; and it hands on nothing but the key.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), False)
-            self._remote_logger_class = ray.remote(
-                num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
-            )(WandbActor)
+            # No restarts: what fails is told and left alone.
+            self._remote_logger_class = ray.remote(num_cpus=0, scheduling_strategy=here)(WandbActor)
             super().log_trial_start(trial)
 
         def _cleanup_logging_actor(self, trial: Any) -> None:
             # Ray asks the actor for nothing when it is done: what it died of would not be told.
-            _tell_of_end(self._trial_logging_futures[trial])
+            tell_of_end(self._trial_logging_futures[trial])
             super()._cleanup_logging_actor(trial)
 
     callback = WandbCallback(
@@ -170,19 +182,6 @@ def _build_wandb(output_dir: str) -> Any:
 
 def _wandb_variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
-
-
-def _tell_of_end(future: ray.ObjectRef) -> None:
-    """Of the process that talks to W&B."""
-    done, _ = ray.wait([future], timeout=0)
-    if not done:
-        logger.warning("W&B did not get all of this run within %d s", UPLOAD_TIMEOUT_S)
-        return
-    try:
-        ray.get(future)
-    except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error
-        logger.warning("W&B did not get all of this run: %s", first_line(cause))
 
 
 def _build_mlflow(output_dir: str) -> Any:

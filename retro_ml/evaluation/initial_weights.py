@@ -139,6 +139,8 @@ def _hash_file(path: Path) -> str:
         # A pipe or a device would be read for ever.
         if not path.is_file():
             kind = "no regular file" if path.exists() else "no such file"
+            if path.is_dir():
+                kind = "it is a folder; a run's model is the model.zip in it"
             raise ArchiveError(f"cannot read {path}: {kind}")
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -171,5 +171,5 @@ def test_what_begins_a_run_is_read_as_carefully(
             read_initial_weights(config)
     assert not marker.exists()
     folder = CONFIG.model_copy(update={"init_from": str(tmp_path)})
-    with pytest.raises(ArchiveError, match="no regular file"):
+    with pytest.raises(ArchiveError, match="it is a folder"):
         read_initial_weights(folder)

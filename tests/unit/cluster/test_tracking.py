@@ -5,8 +5,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
-from retro_ml.cluster.tracking import Tracker, describe_config, describe_result
+from retro_ml.cluster.tracking import Tracker, describe_config, describe_result, tell_of_end
 from retro_ml.cluster.trial_actor import trial_config
 from retro_ml.core.experiments.config import ExperimentConfig
 
@@ -107,3 +108,30 @@ def test_how_a_trial_ends_is_told() -> None:
     tracker.on_trial_error(1, [], None)
 
     assert service.calls == [("end", False), ("end", True)]
+
+
+@pytest.mark.parametrize(
+    ("is_done", "told"),
+    [
+        (False, "W&B did not get all of this run within 60 s"),
+        (True, "W&B did not get all of this run: no such project"),
+    ],
+)
+def test_what_the_process_that_talks_to_wandb_did_not_send_is_told(
+    is_done: bool,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In place of Ray's futures: that process takes seconds to start."""
+
+    def get(future: Any) -> None:
+        raise ray.exceptions.RayError("no such project\nTraceback ...")
+
+    monkeypatch.setattr(ray, "wait", lambda futures, timeout: (futures, []) if is_done else ([], 0))
+    monkeypatch.setattr(ray, "get", get)
+
+    with caplog.at_level(logging.WARNING):
+        tell_of_end(object())
+
+    assert [record.getMessage() for record in caplog.records] == [told]
