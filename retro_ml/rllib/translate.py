@@ -175,10 +175,11 @@ def _choose_gpus(config: ExperimentConfig, num_gpus: float | None) -> float:
 def _epsilon(config: ExperimentConfig) -> list[list[float]]:
     """Epsilon in the same notation: it may stand still before it falls."""
     dqn = config.dqn
+    assert dqn.epsilon_agent_steps is not None  # filled in when the config was built
     hold = dqn.epsilon_hold_agent_steps
     standing = [[0, dqn.epsilon_initial]] if hold else []
-    fall = [hold + dqn.epsilon_agent_steps, dqn.epsilon_final]
-    return [*standing, [hold, dqn.epsilon_initial], fall]
+    end = hold + dqn.epsilon_agent_steps
+    return [*standing, [hold, dqn.epsilon_initial], [end, dqn.epsilon_final]]
 
 
 def _linear(first: float, last: float, agent_steps: int) -> list[list[float]]:

@@ -15,19 +15,16 @@ from retro_ml.evaluation.human_scores import SCORES
 pytestmark = pytest.mark.integration
 
 BuildGames = Callable[..., AtariGames]
-AGENT_STEPS = 40
+AGENT_STEPS = 20
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "noframeskip-v4": {"sticky_actions": 0.0, "noop_max": 30, "auto_fire": True},
     "v5": {"sticky_actions": 0.25, "noop_max": 0, "auto_fire": True},
 }
 ODD = {
     "backgammon": "its own actions have no NOOP",
-    "freeway": "three actions, no lives, a fixed time",
-    "montezuma_revenge": "18 actions of its own",
     "skiing": "rewards far below 0, no lives",
     "tennis": "FIRE begins each rally, no lives",
-    "videochess": "beyond the 57, thinks between moves",
-    "wizard_of_wor": "lives are counted after a wait",
+    "video_chess": "beyond the 57, thinks between moves",
 }
 
 
@@ -40,28 +37,28 @@ def games_to_play() -> list[Any]:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("rom", games_to_play())
-def test_is_played(build_games: BuildGames, rom: str, protocol: str) -> None:
-    games = build_games(rom, num_games=2, max_frames=108_000, **PROTOCOLS[protocol])
+def test_is_played_and_brought_back(build_games: BuildGames, rom: str, protocol: str) -> None:
+    games, again = (build_games(rom, num_games=2, **PROTOCOLS[protocol]) for _ in range(2))
     actions = int(games.single_action_space.n)
     assert 2 <= actions <= 18
     assert len(set(games.action_meanings)) == actions
-    first = games.reset()
+    rng, first = np.random.default_rng(0), games.reset()
     assert first.shape == (2, *PACKED_FRAME_SHAPE)
-    before, rng, seen = games.frames_played, np.random.default_rng(0), [first]
-    for number in range(AGENT_STEPS):
+    frames_before, moved = games.frames_played, False
+    for _ in range(AGENT_STEPS):
         step = games.step(rng.integers(0, actions, 2))
-        seen.append(step.frames)
-        assert np.isfinite(step.rewards).all()
-        if not step.started.any() and not any(game for _, game in step.finished):
-            assert (games.game_frames >= 4 * min(number, 1)).all()
-    assert games.frames_played - before >= 4 * AGENT_STEPS * 2 - 4 * 8
-    assert (np.stack(seen) != first).any()  # something moves
-    state = games.get_state()
-    again = build_games(rom, num_games=2, max_frames=108_000, **PROTOCOLS[protocol])
-    again.set_state(state)
+        moved |= not np.array_equal(step.frames, first)
+    assert moved
+    ended = 3 * 2 * AGENT_STEPS  # a step that ends a game has 1 to 4 frames
+    assert games.frames_played - frames_before > 4 * 2 * AGENT_STEPS - ended
+    again.set_state(games.get_state())
     for _ in range(3):
         chosen = rng.integers(0, actions, 2)
         np.testing.assert_array_equal(games.step(chosen).frames, again.step(chosen).frames)
+
+
+def test_the_odd_ones_are_there() -> None:
+    assert set(ODD) <= set(available_roms())
 
 
 def test_the_57_are_among_them() -> None:
