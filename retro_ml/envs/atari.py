@@ -14,6 +14,8 @@ Deviations on purpose, and why:
 - *FIRE after a lost life.* ale-py presses it at a game's start only, so that a greedy agent which
   does not fire stalls for ever. Here the first action after a lost life is FIRE, whatever the
   agent chose (Stable-Baselines3's and OpenAI Baselines' FireResetEnv press it there as well).
+  With sticky actions so is a game's first one: ale-py's single frame is lost as often as any
+  action is, a quarter of the time, where FireResetEnv holds it for 4.
   To the agent this is a property of the game: the action it chose is the one that is recorded.
 - *Seeds.* A game is a function of its seed and its actions since it was seeded. Seeding costs a
   reload of the ROM (0.1 s), so it is done at the first game's end after `RESEED_AGENT_STEPS`. The
@@ -134,6 +136,7 @@ class AtariGames:
         self._fire = (
             actions.index(Action.FIRE) if settings.auto_fire and Action.FIRE in actions else None
         )
+        self._fires_first = self._fire is not None and settings.sticky_actions > 0
         self.single_observation_space = gym.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
         self.single_action_space: gym.spaces.Discrete[Any] = gym.spaces.Discrete(len(actions))
         self.frames_played = 0
@@ -159,7 +162,7 @@ class AtariGames:
         """
         everyone = np.ones(self.num_envs, np.bool_)
         frames = self._start_games(everyone, reseed=everyone, chosen=seeds)
-        self._fire_next[:] = False
+        self._fire_next[:] = self._fires_first
         self._scores[:] = 0.0
         self._lengths[:] = 0
         return frames
@@ -212,7 +215,7 @@ class AtariGames:
         self._seedings = np.asarray(state["seedings"], np.int64) - 1
         everyone = np.ones(self.num_envs, np.bool_)
         self._start_games(everyone, reseed=everyone)
-        self._fire_next[:] = False
+        self._fire_next[:] = self._fires_first
         idle = np.zeros(self.num_envs, np.int64)
         for moment in range(longest):
             joins = np.array([longest - len(history) == moment for history in histories])
@@ -236,7 +239,7 @@ class AtariGames:
         """Starts games from their stored seed, while the others are in the middle of theirs."""
         self._seedings[games] -= 1
         self._start_games(games, reseed=games)
-        self._fire_next[games] = False
+        self._fire_next[games] = self._fires_first
 
     def _send(self, actions: NDArray[np.int64]) -> None:
         if self._fire is not None and self._fire_next.any():
@@ -251,7 +254,7 @@ class AtariGames:
         self.frames_played += int((frame_numbers - self._frame_numbers).sum())
         life_lost = (info["lives"] < self._lives) & ~ended
         self._lives, self._frame_numbers = info["lives"], frame_numbers
-        self._fire_next = life_lost
+        self._fire_next = life_lost | (ended & self._fires_first)
         self._scores += rewards
         self._lengths += 1
         step = Step(

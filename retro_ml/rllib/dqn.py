@@ -113,8 +113,8 @@ class DQN(AtariAlgorithm, rllib_dqn.DQN):
 
     def training_columns(self) -> dict[str, Any]:
         """Epsilon of the coming steps and transitions kept."""
-        (start, high), (end, low) = self.config.epsilon
-        epsilon = float(np.interp(self.progress.agent_steps, [start, end], [high, low]))
+        steps, shares = zip(*self.config.epsilon, strict=True)
+        epsilon = float(np.interp(self.progress.agent_steps, steps, shares))
         return {"epsilon": epsilon, "replay_size": len(self.replay)}
 
     def get_extra_state(

@@ -45,7 +45,7 @@ class AtariEnvRunner(SingleAgentEnvRunner):
 
     `config.env_config` holds `settings` (GameSettings' fields), `clip_rewards`,
     `terminal_on_life_loss`, `num_threads`, and `exploration`: "softmax", or the schedule of epsilon
-    as `[[agent_steps, epsilon], [agent_steps, epsilon]]`, linear between.
+    as `[[agent_steps, epsilon], ...]`, linear between.
     """
 
     env: Any  # GameGroups; None before `make_env`
@@ -223,9 +223,9 @@ class AtariEnvRunner(SingleAgentEnvRunner):
 
     def epsilons(self, steps: int) -> NDArray[np.float64]:
         """`[steps]`: epsilon at the agent steps of the run at which the next sample is played."""
-        (start, high), (end, low) = self._exploration
+        moments, shares = zip(*self._exploration, strict=True)
         taken = np.arange(steps) * self.num_envs * max(self.num_workers, 1)
-        return np.interp(self.num_env_steps_sampled_lifetime + taken, [start, end], [high, low])
+        return np.interp(self.num_env_steps_sampled_lifetime + taken, moments, shares)
 
     def _take(self, rollout: Rollout, t: int, step: Step, part: slice, actor: Actor) -> None:
         """Notes what step `t` gave one group, and moves its stacks on."""

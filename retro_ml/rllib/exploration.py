@@ -37,7 +37,9 @@ def draw_softmax(rng: np.random.Generator, shape: tuple[int, int, int]) -> Explo
 
     The Gumbel-max trick: argmax(score - log E), E ~ Exp(1), is a draw from the softmax.
     """
-    return Exploration(noise=-np.log(rng.standard_exponential(shape, dtype=np.float32)))
+    draws = rng.standard_exponential(shape, dtype=np.float32)
+    # Of 2^23 draws one is 0, in float32.
+    return Exploration(noise=-np.log(np.maximum(draws, np.finfo(np.float32).tiny)))
 
 
 def draw_epsilon_greedy(

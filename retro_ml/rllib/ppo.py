@@ -164,7 +164,7 @@ class PPOLearner(AtariLearner, PPOTorchLearner):
 
 def explained_variance(predictions: Tensor, targets: Tensor) -> Tensor:
     """1 - Var(targets - predictions) / Var(targets), a scalar; 0 where the targets do not vary."""
-    spread = targets.var()
+    spread = targets.var(correction=0)  # a single target does not vary either
     if spread == 0:
         return torch.zeros_like(spread)
-    return 1.0 - (targets - predictions).var() / spread
+    return 1.0 - (targets - predictions).var(correction=0) / spread

@@ -110,10 +110,7 @@ def _translate_dqn(config: ExperimentConfig, learners: int) -> AlgorithmConfig:
         lr=settings.learning_rate,
         gamma=settings.gamma,
         n_step=settings.n_step,
-        epsilon=[
-            [0, settings.epsilon_initial],
-            [settings.epsilon_agent_steps, settings.epsilon_final],
-        ],
+        epsilon=_epsilon(config),
         double_q=settings.double,
         dueling=settings.dueling,
         td_error_loss_fn=settings.loss,
@@ -138,8 +135,7 @@ def _env_config(config: ExperimentConfig, cpus: int) -> dict[str, Any]:
     environment = config.environment
     exploration: Any = "softmax"
     if config.algorithm == "DQN":
-        dqn = config.dqn
-        exploration = [[0, dqn.epsilon_initial], [dqn.epsilon_agent_steps, dqn.epsilon_final]]
+        exploration = _epsilon(config)
     return {
         "settings": {
             "rom": config.game.rom,
@@ -174,6 +170,16 @@ def _choose_gpus(config: ExperimentConfig, num_gpus: float | None) -> float:
     if num_gpus is not None:
         return num_gpus
     return 1.0 if torch.cuda.is_available() else 0.0
+
+
+def _epsilon(config: ExperimentConfig) -> list[list[float]]:
+    """Epsilon in the same notation: it may stand still before it falls."""
+    dqn = config.dqn
+    assert dqn.epsilon_agent_steps is not None  # filled in when the config was built
+    hold = dqn.epsilon_hold_agent_steps
+    standing = [[0, dqn.epsilon_initial]] if hold else []
+    end = hold + dqn.epsilon_agent_steps
+    return [*standing, [hold, dqn.epsilon_initial], [end, dqn.epsilon_final]]
 
 
 def _linear(first: float, last: float, agent_steps: int) -> list[list[float]]:

@@ -2,8 +2,9 @@
 
 The same call goes on where the last one stopped.
 
-Exit codes: 0 done, or stopped when the hours were over; 1 a run failed, or a file could not be read
-or written; 2 bad arguments, or another call is at work; 130 and 143 stopped by a signal.
+Exit codes: 0 done, or stopped when the hours were over; 1 a run failed (the others are made all the
+same), or a file could not be read or written; 2 bad arguments, records that are not of the matrix,
+or another call is at work; 130 and 143 stopped by a signal.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from learning.report import write_report
 from learning.run_folders import (
     SB3_MODEL,
     BadRunFolder,
+    check_records,
     find_entry,
+    is_length,
     load_config,
     read_import,
     read_retro_ml,
@@ -42,8 +45,6 @@ from learning.train import (
 ROOT = Path(__file__).resolve().parents[2]
 RUNS, DOCS = ROOT / "runs/learning", ROOT / "docs"
 DATA = DOCS / "data/learning"
-LEAST_SHARE, MOST_SHARE = 0.9, 1.1
-"""Where the last game of an imported run may lie, as a share of the run's agent steps."""
 
 
 class Stopped(BaseException):
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         entries = load_matrix()
         call = parse(argv, entries)
+        check_records(entries, DATA)
         chosen = [one for one in entries if call.only is None or one.name in call.only]
         if call.list:
             print(describe_standings(find_standings(chosen, runs=RUNS, data=DATA)))
@@ -130,8 +132,12 @@ def parse(argv: Sequence[str] | None, entries: Sequence[Entry]) -> argparse.Name
 
 
 def train_all(chosen: Sequence[Entry], entries: Sequence[Entry], *, hours: float) -> int:
-    """Every missing run, one after another; the report after each."""
+    """Every missing run, one after another; the report after each. One that fails stops no other.
+
+    Returns the exit code.
+    """
     end_s = time.monotonic() + hours * 3_600
+    exit_code = 0
     with hold_lock(RUNS) as lock:
         for run in order_runs(chosen):
             if is_done(run, DATA):
@@ -143,11 +149,15 @@ def train_all(chosen: Sequence[Entry], entries: Sequence[Entry], *, hours: float
             if run.entry.side == "sb3" and estimate > left:
                 _say(f"{run.name} takes about {estimate:.1f} h: left for the next call")
                 continue
-            if not _train_one(run, lock, end_s):
-                break
+            try:
+                if not _train_one(run, lock, end_s):
+                    break
+            except Failed as failed:
+                exit_code = _tell(str(failed), 1)
+                continue
             write_report(entries, docs=DOCS)
     print(describe_standings(find_standings(chosen, runs=RUNS, data=DATA)))
-    return 0
+    return exit_code
 
 
 def adopt(folder: Path, entries: tuple[Entry, ...]) -> None:
@@ -215,8 +225,7 @@ def _check_missing(run: Run) -> None:
 
 
 def _check_length(games: Sequence[Game], entry: Entry, where: str) -> None:
-    share = games[-1].step / entry.agent_steps
-    if not LEAST_SHARE <= share <= MOST_SHARE:
+    if not is_length(games[-1].step, entry):
         wanted = f"{entry.agent_steps:,} agent steps"
         raise BadRunFolder(f"{where}: ends after {games[-1].step:,} -> a run of {wanted}")
 

@@ -58,6 +58,17 @@ def build_band(
     return grid, np.stack([np.interp(grid, steps, means) for steps, means in curves])
 
 
+def describe_line(entry: Entry, *, drawn: int, averaged: bool) -> str:
+    """What the legend says of an entry's thick line: how many of its seeds there are to see."""
+    side = "Stable-Baselines3" if entry.side == "sb3" else "retro_ml"
+    precision = "" if entry.precision == "auto" else f" {entry.precision}"
+    planned = len(entry.seeds)
+    seeds = "1 seed" if planned == 1 else f"{planned} seeds"
+    if drawn < planned:
+        seeds = f"{drawn} of {seeds}"
+    return f"{side}{precision}, {seeds}{', mean and range' if averaged else ''}"
+
+
 def save_figure(
     name: str,
     entries: Sequence[Entry],
@@ -99,10 +110,10 @@ def save_figure(
 
 def _draw_entry(axes: Any, entry: Entry, records: list[Record], colour: str) -> None:
     curves = [curve for curve in map(build_curve, records) if len(curve[1]) > 1]
-    label = _label(entry, len(records))
     for steps, means in curves:
         axes.plot(steps / 1_000, means, color=colour, lw=0.8, alpha=0.7)
     band = build_band(curves) if len(curves) > 1 else None
+    label = describe_line(entry, drawn=len(curves), averaged=band is not None)
     if band is not None:
         steps, scores = band
         ends = scores.min(axis=0), scores.max(axis=0)
@@ -127,10 +138,3 @@ def _draw_dots(axes: Any, references: Sequence[Reference], implementation: str, 
 
 def _implementations(references: Sequence[Reference]) -> list[str]:
     return list(dict.fromkeys(row.implementation for row in references))
-
-
-def _label(entry: Entry, count: int) -> str:
-    side = "Stable-Baselines3" if entry.side == "sb3" else "retro_ml"
-    seeds = "1 seed" if count == 1 else f"{count} seeds, mean and range"
-    precision = "" if entry.precision == "auto" else f" {entry.precision}"
-    return f"{side}{precision}, {seeds}"

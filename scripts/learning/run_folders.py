@@ -13,12 +13,14 @@ import numpy as np
 from pydantic import ValidationError
 
 from learning.matrix import Entry, MatrixError, Run, build_config, order_runs
-from learning.records import Game, load_games
+from learning.records import Game, Record, load_games, load_record
 from retro_ml.core.artifacts.metrics_file import read_rows
 from retro_ml.core.experiments.config import ExperimentConfig, config_faults
 from retro_ml.core.experiments.differences import describe_differences
 from retro_ml.core.experiments.run_paths import RunPaths
 
+LEAST_SHARE, MOST_SHARE = 0.9, 1.1
+"""Where the last game of a run may lie, as a share of the agent steps that were asked for."""
 SB3_GAMES, SB3_MODEL, SB3_DONE = "games.csv", "model.zip", "done.json"
 """The files of a run of Stable-Baselines3; the last is written last."""
 
@@ -96,6 +98,29 @@ def find_entry(config: ExperimentConfig, entries: tuple[Entry, ...]) -> Run:
     raise BadRunFolder(f"no run of the matrix has this config; nearest, {nearest[1].name}: {told}")
 
 
+def check_records(entries: tuple[Entry, ...], data: Path) -> None:
+    """What is kept is of the matrix as it is now: it may have been changed since.
+
+    Raises MatrixError with what differs.
+    """
+    faults = []
+    for run in order_runs(entries):
+        record = load_record(run, data)
+        if record is None:
+            continue
+        differences = _compare_record(record, run)
+        if differences:
+            told = "; ".join(differences)
+            faults.append(f"{run.name} is kept with another config: {told} -> remove its .json")
+    if faults:
+        raise MatrixError(faults)
+
+
+def is_length(agent_steps: int, entry: Entry) -> bool:
+    """Whether a run, or its last game, ends where the entry's runs do."""
+    return LEAST_SHARE <= agent_steps / entry.agent_steps <= MOST_SHARE
+
+
 def read_progress(run: Run, folder: Path) -> int:
     """Agent steps of a run so far, 0 where nothing is known."""
     try:
@@ -135,6 +160,19 @@ def _compare(stored: ExperimentConfig, run: Run) -> list[str]:
         there, now = stored.total_timesteps, wanted.total_timesteps
         differences.append(f"total_timesteps: {there:,} there, {now:,} now")
     return differences
+
+
+def _compare_record(record: Record, run: Run) -> list[str]:
+    steps, config = record.facts["agent_steps"], record.facts["config"]
+    if run.entry.side == "retro_ml" and config is not None:
+        named = {**config, "experiment_id": run.name, "output_dir": "runs"}
+        try:
+            return _compare(ExperimentConfig.model_validate(named), run)
+        except ValidationError as error:
+            return config_faults(error)
+    if is_length(steps, run.entry):
+        return []
+    return [f"agent_steps: {steps:,} there, {run.entry.agent_steps:,} now"]
 
 
 def _read_metrics(path: Path) -> tuple[list[Game], list[tuple[int, float]]]:

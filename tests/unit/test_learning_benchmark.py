@@ -16,7 +16,13 @@ from learning.arithmetic import (
     welch_ratio,
 )
 from learning.bars import build_answers, improvement
-from learning.figures import build_band, build_curve, figure_entries, save_figure
+from learning.figures import (
+    build_band,
+    build_curve,
+    describe_line,
+    figure_entries,
+    save_figure,
+)
 from learning.matrix import (
     Entry,
     MatrixError,
@@ -39,6 +45,7 @@ from learning.references import Reference, load_references, select_references
 from learning.report import build_markdown, load_records, replace_results
 from learning.run_folders import (
     BadRunFolder,
+    check_records,
     find_entry,
     read_finished,
     read_import,
@@ -408,6 +415,31 @@ def test_importing_says_where_games_are_from(
         read_import(path)
 
 
+def keep_with_config(run: Run, score: float, folder: Path) -> None:
+    config = build_config(run, output_dir="elsewhere").model_dump(mode="json")
+    keep(run, score, folder, config=config)
+
+
+def test_records_of_another_matrix_are_told(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = place / "docs/data/learning"
+    keep_with_config(Run(entry(), 1), 3.0, data)
+    keep(Run(entry("sb3"), 1), 3.0, data)
+    check_records((entry(), entry("sb3")), data)
+
+    for changed in (entry(fields={"clip": 0.2}), entry(agent_steps=3_000), entry(precision="bf16")):
+        with pytest.raises(MatrixError, match="tiny-retro_ml-s1 is kept with another config"):
+            check_records((changed,), data)
+    with pytest.raises(MatrixError, match="agent_steps: 2,048 there, 4,000 now -> remove its"):
+        check_records((entry("sb3", agent_steps=4_000),), data)
+
+    keep_with_config(Run(entry(fields={"clip": 0.2}), 2), 3.0, data)
+    assert command.main(["--list"]) == 2
+    error = capsys.readouterr().err
+    assert "tiny-retro_ml-s2 is kept with another config: ppo.clip: 0.2 there, 0.1 now" in error
+
+
 def test_what_is_done_is_not_made_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, made = place / "docs/data/learning", []
 
@@ -424,6 +456,22 @@ def test_what_is_done_is_not_made_again(place: Path, monkeypatch: pytest.MonkeyP
     assert made == ["tiny-sb3-s1", "tiny-retro_ml-s2"]
     assert command.main([]) == 0
     assert made[2:] == ["tiny-sb3-s2"]
+
+
+def test_a_run_that_fails_stops_no_other(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = []
+
+    def fail(run: Run, **how: Any) -> None:
+        begun.append(run.name)
+        raise train.Failed(f"{run.name} ended with exit code 1")
+
+    monkeypatch.setattr(command, "train", fail)
+
+    assert command.main([]) == 1
+    assert begun == ["tiny-retro_ml-s1", "tiny-sb3-s1", "tiny-retro_ml-s2", "tiny-sb3-s2"]
+    assert "error: tiny-sb3-s1 ended with exit code 1" in capsys.readouterr().err
 
 
 def test_a_run_that_cannot_go_on_is_not_begun_without_time(
@@ -611,6 +659,16 @@ def test_a_figure_shows_what_its_bars_speak_of() -> None:
         "tiny/retro_ml",
     ]
     assert [one.key for one in figure_entries("tiny", entries)] == ["tiny/retro_ml", "tiny/sb3"]
+
+
+def test_the_legend_says_how_many_of_the_seeds_are_drawn() -> None:
+    one, five = entry(seeds=(1,)), entry("sb3", seeds=(1, 2, 3, 4, 5))
+
+    assert describe_line(one, drawn=1, averaged=False) == "retro_ml fp32, 1 seed"
+    assert describe_line(five, drawn=3, averaged=True) == (
+        "Stable-Baselines3 fp32, 3 of 5 seeds, mean and range"
+    )
+    assert describe_line(five, drawn=5, averaged=False) == "Stable-Baselines3 fp32, 5 seeds"
 
 
 def test_references_are_of_the_same_game_and_protocol(tmp_path: Path) -> None:

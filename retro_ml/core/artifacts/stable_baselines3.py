@@ -163,7 +163,8 @@ def _a2c_data(config: ExperimentConfig) -> dict[str, Any]:
 
 def _dqn_data(config: ExperimentConfig) -> dict[str, Any]:
     dqn = config.dqn
-    horizon = dqn.epsilon_agent_steps or config.total_timesteps
+    fall = dqn.epsilon_agent_steps or config.total_timesteps
+    horizon = dqn.epsilon_hold_agent_steps + fall
     return {
         "batch_size": dqn.batch_size,
         "buffer_size": min(dqn.replay_size or _MAX_REPLAY, _MAX_REPLAY),

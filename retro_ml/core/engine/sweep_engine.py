@@ -232,9 +232,8 @@ class SweepEngine:
         restore_from = opened.restore_from
         self._board.set_steps(standing, 0 if restore_from is None else restore_from.agent_steps)
         self._logs.speaking = name
-        for note in [planned.config.game.note, *opened.notices]:
-            if note is not None:
-                logger.info("%s", note)
+        for note in [*planned.config.notes, *opened.notices]:
+            logger.info("%s", note)
         self._logs.speaking = None
         self._progress.trial_began(standing)
         end = session.end_before_launch()

@@ -81,10 +81,9 @@ class TrainingEngine:
     def _train(self, opened: OpenRun, progress: Progress, *, started_s: float) -> ExperimentResult:
         session = RunSession(opened, self._bus)
         with RunLog(opened.config.paths.log_path, notice=progress.notice) as log, progress:
-            for note in [opened.config.game.note, *opened.notices]:
-                if note is not None:
-                    logger.info("%s", note)
-                    progress.notice(note)
+            for note in [*opened.config.notes, *opened.notices]:
+                logger.info("%s", note)
+                progress.notice(note)
             session.attach_writers(self._bus, watched=[log])
             films = build_milestone_films(session.config, notice=progress.notice)
             with (

@@ -165,6 +165,18 @@ class ExperimentConfig(FrozenModel):
         return find_game(self.game_id)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know before the run begins, a sentence each."""
+        notes = [self.game.note] if self.game.note else []
+        warmup = self.dqn.warmup_agent_steps
+        if self.algorithm == "DQN" and warmup is not None and warmup >= self.total_timesteps:
+            notes.append(
+                f"nothing is learned in {self.total_timesteps:,} agent steps: the warm-up, "
+                f"dqn.warmup_agent_steps, takes {warmup:,}"
+            )
+        return tuple(notes)
+
+    @property
     def settings(self) -> PPOSettings | A2CSettings | DQNSettings:
         """The chosen algorithm's section."""
         if self.algorithm == "PPO":

@@ -102,18 +102,47 @@ def check_settings(settings: Settings, resources: ResourcesConfig) -> Faults:
     rollout_agent_steps = games * settings.rollout_length
     rollout = f"a rollout's {rollout_agent_steps:,} agent steps"
     origin = f"{games:,} games x rollout_length {settings.rollout_length:,}"
+    divides = f"a number that divides {rollout} ({origin}) without remainder"
     faults: Faults = []
     if isinstance(settings, PPOSettings) and rollout_agent_steps % settings.minibatch_size:
-        allowed = f"a number that divides {rollout} ({origin}) without remainder"
-        faults.append(("minibatch_size", settings.minibatch_size, allowed))
+        faults.append(("minibatch_size", settings.minibatch_size, divides))
+    if isinstance(settings, DQNSettings) and rollout_agent_steps % settings.agent_steps_per_update:
+        faults.append(("agent_steps_per_update", settings.agent_steps_per_update, divides))
     if isinstance(settings, DQNSettings):
-        if rollout_agent_steps % settings.agent_steps_per_update:
-            allowed = f"a number that divides {rollout} ({origin}) without remainder"
-            faults.append(("agent_steps_per_update", settings.agent_steps_per_update, allowed))
-        if settings.replay_size is not None and settings.replay_size < settings.batch_size:
-            allowed = f"at least batch_size, {settings.batch_size:,} transitions"
-            faults.append(("replay_size", settings.replay_size, allowed))
-        if settings.epsilon_final > settings.epsilon_initial:
-            allowed = f"at most epsilon_initial, {settings.epsilon_initial}"
-            faults.append(("epsilon_final", settings.epsilon_final, allowed))
+        faults.extend(_check_replay(settings, games))
+    faults.extend(_check_learners(settings, rollout_agent_steps, max(1, resources.num_learners)))
     return faults
+
+
+def _check_replay(settings: DQNSettings, games: int) -> Faults:
+    """The replay holds a batch, and whole returns of each game; epsilon falls."""
+    faults: Faults = []
+    if settings.replay_size is not None:
+        size, per_game = settings.replay_size, -(-settings.replay_size // games)
+        if size < settings.batch_size:
+            allowed = f"at least batch_size, {settings.batch_size:,} transitions"
+            faults.append(("replay_size", size, allowed))
+        elif per_game < settings.n_step:
+            allowed = f"at most {per_game:,}, of which replay_size {size:,} has room for each game"
+            faults.append(("n_step", settings.n_step, allowed))
+    if settings.epsilon_final > settings.epsilon_initial:
+        allowed = f"at most epsilon_initial, {settings.epsilon_initial}"
+        faults.append(("epsilon_final", settings.epsilon_final, allowed))
+    return faults
+
+
+def _check_learners(settings: Settings, rollout_agent_steps: int, learners: int) -> Faults:
+    """What a gradient step takes is split evenly over the learners; advantages need a deviation."""
+    split = f"resources.num_learners, {learners}, divides without remainder"
+    if isinstance(settings, A2CSettings):
+        allowed = f"one whose rollout, now {rollout_agent_steps:,} agent steps, {split}"
+        fits = rollout_agent_steps % learners == 0
+        return [] if fits else [("rollout_length", settings.rollout_length, allowed)]
+    name = "minibatch_size" if isinstance(settings, PPOSettings) else "batch_size"
+    rows = getattr(settings, name)
+    if rows % learners:
+        return [(name, rows, f"a number that {split}")]
+    if isinstance(settings, PPOSettings) and settings.normalize_advantages and rows == learners:
+        allowed = "2 or more for each learner, or normalize_advantages false"
+        return [(name, rows, allowed)]
+    return []

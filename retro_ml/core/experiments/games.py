@@ -93,8 +93,10 @@ def _find_rom(name: str) -> str:
     if wanted in {_letters(rom) for rom in TWO_PLAYER_ONLY}:
         raise GameNotFound("this game has no single-player mode; choose another")
     by_letters = {_letters(rom): rom for rom in available_roms()}
-    if wanted in by_letters:
-        return by_letters[wanted]
+    # Montezuma's Revenge is montezuma_revenge, Yars' Revenge yars_revenge.
+    for spelled in (wanted, _letters(re.sub("['\u2019]s\\b", "", name))):
+        if spelled in by_letters:
+            return by_letters[spelled]
     near = nearest(wanted, by_letters)
     if not near:
         raise GameNotFound(

@@ -1,7 +1,9 @@
 """Published settings by name. A preset sets what the user has not set himself.
 
 Only what differs from the defaults in sections.py is listed, or what the preset wants to hold
-whatever the defaults become.
+whatever the defaults become. A preset sets the algorithm's section and nothing else: the network is
+NatureCNN with its own initial weights, and how the game is played follows from its id. Where that
+is not what the figures of a source were made with, a comment says so.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    # On Breakout this one is at a score of 2 after 1,000,000 agent steps, nnabla's at 29 to 45.
+    # On Breakout this one is at a score of 2 after 1,000,000 agent steps, nnabla's own at 29 to 45.
     "sb3": Preset(
         algorithm="A2C",
         source="rl-baselines3-zoo, hyperparams/a2c.yml, atari",
@@ -30,6 +32,9 @@ PRESETS: dict[str, Preset] = {
             "anneal_learning_rate": False,  # Stable-Baselines3's constant 7e-4
         },
     ),
+    # nnabla-rl's own figures are those of a smaller network (two convolutions, 256 hidden units:
+    # Mnih et al. 2016) with 16 games, whose policy and value are each stepped by an optimizer of
+    # their own, with a limit of the gradient's norm of their own.
     "nnabla": Preset(
         algorithm="A2C",
         source="nnabla-rl, algorithms/a2c.py, A2CConfig",
@@ -40,6 +45,8 @@ PRESETS: dict[str, Preset] = {
             "schedule_agent_steps": 50_000_000,  # learning_rate_decay_iterations
         },
     ),
+    # Dopamine's own figures are those of one game at a time, in which no FIRE is pressed for the
+    # agent (environment.auto_fire), and of weights drawn uniformly after Glorot and Bengio (2010).
     "dopamine": Preset(
         algorithm="DQN",
         source="Dopamine, jax/agents/dqn/configs/dqn.gin and dqn_agent.py",
@@ -51,6 +58,7 @@ PRESETS: dict[str, Preset] = {
             "target_update_agent_steps": 8_000,
             "warmup_agent_steps": 20_000,
             "epsilon_agent_steps": 250_000,
+            "epsilon_hold_agent_steps": 20_000,  # epsilon falls once min_replay_history is there
         },
     ),
 }

@@ -353,6 +353,13 @@ class DQNSettings(FrozenModel):
         description="agent steps from the first share to the last, linearly; by default 10 % of "
         "the schedule (CleanRL, dqn_atari; Stable-Baselines3)",
     )
+    epsilon_hold_agent_steps: Whole = Field(
+        default=0,
+        ge=0,
+        le=MAX_AGENT_STEPS,
+        description="agent steps at the first share before it begins to fall (CleanRL, dqn_atari: "
+        "0; Dopamine: those of the warm-up)",
+    )
     target_update_agent_steps: Whole = Field(
         default=1_000,
         ge=1,

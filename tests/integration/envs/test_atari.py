@@ -115,6 +115,17 @@ def test_only_the_first_action_after_a_lost_life_is_fire(build_games: BuildGames
     assert differ
 
 
+def test_sticky_actions_do_not_keep_a_game_from_its_fire(build_games: BuildGames) -> None:
+    """Where the ball is out, an idle agent soon loses a life; ale-py's one frame of FIRE is lost to
+    a quarter of the games. The second games are begun by a time limit and not by a reset."""
+    games = build_games(num_games=20, auto_fire=True, sticky_actions=0.25, max_frames=480)
+    games.reset()
+    for _ in range(2):
+        steps = [idle(games) for _ in range(120)]
+        assert steps[-1].truncated.all()
+        assert np.any([step.life_lost for step in steps], axis=0).all()
+
+
 def test_games_without_fire_are_left_alone_after_a_lost_life(build_games: BuildGames) -> None:
     games = build_games("ms_pacman", auto_fire=True)
     assert "FIRE" not in games.action_meanings

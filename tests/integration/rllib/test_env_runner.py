@@ -79,6 +79,13 @@ def test_epsilon_falls_linearly_with_the_runs_agent_steps(build_runner: BuildRun
     assert runner.epsilons(1) == pytest.approx([0.01])
 
 
+def test_epsilon_may_stand_still_before_it_falls(build_runner: BuildRunner) -> None:
+    dqn = {"epsilon_hold_agent_steps": 500, "epsilon_agent_steps": 1_000}
+    epsilons = build_runner("DQN", [], dqn=dqn).epsilons(1_001)
+    assert epsilons[[0, 125, 250]] == pytest.approx([1.0, 1.0, 1.0])
+    assert epsilons[[500, 750, 1_000]] == pytest.approx([0.505, 0.01, 0.01])
+
+
 @pytest.mark.parametrize(
     ("algorithm", "how", "low", "high"),
     [

@@ -295,6 +295,14 @@ def test_importance_weights_scale_each_rows_loss(build_learner: BuildLearner) ->
     assert float(found.detach()) == pytest.approx((abs(errors[0]) - 0.5) / BATCH, rel=1e-5)
 
 
+def test_statistics_are_means_over_the_minibatches(build_learner: BuildLearner) -> None:
+    learner = build_learner("PPO").learner
+    for entropy in (1.0, 2.0, 6.0):
+        learner.record(entropy=torch.tensor(entropy))
+    learner.after_gradient_based_update(timesteps={})
+    assert float(learner.metrics.peek(("default_policy", "entropy"))) == 3.0
+
+
 def test_a_gradient_that_is_not_finite_ends_the_trial(build_learner: BuildLearner) -> None:
     small = build_learner("PPO")
     batch = actor_critic_batch()

@@ -137,6 +137,18 @@ def test_errors_become_the_priorities_of_the_rows_they_are_of() -> None:
         assert rounds.priorities.leaves[row] == pytest.approx(expected, rel=1e-5)
 
 
+def test_what_was_just_played_has_the_highest_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = Rounds(prioritized=True, warmup_agent_steps=9_000)
+    assert rounds.priorities is not None
+    rounds.priorities.update(np.arange(60), np.full(60, 9, np.float32))
+    rounds.config.rounds_per_iteration = 2
+    monkeypatch.setattr(rounds, "sample_rollouts", lambda: [endless_play(4)])
+    rounds.training_step()
+    assert rounds.updates == []
+    np.testing.assert_allclose(rounds.priorities.leaves[60:68], 3.0, rtol=1e-5)
+    assert not rounds.priorities.leaves[68:].any()
+
+
 def test_without_priorities_there_are_no_weights() -> None:
     rounds = Rounds(warmup_agent_steps=0)
     rounds.learn(16)

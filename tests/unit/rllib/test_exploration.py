@@ -1,5 +1,7 @@
 """Draws of a rollout's actions."""
 
+from typing import cast
+
 import numpy as np
 import pytest
 
@@ -34,6 +36,19 @@ def test_softmax(rng: np.random.Generator) -> None:
     scores = np.log([1.0, 2.0, 3.0, 4.0]).tolist()
     found = shares(draw_softmax(rng, SHAPE), scores)
     np.testing.assert_allclose(found, [0.1, 0.2, 0.3, 0.4], atol=0.015)
+
+
+def test_softmax_where_a_draw_is_zero() -> None:
+    """As one in 2^23 is, in float32: without a limit its noise would be infinite."""
+
+    class Zeros:
+        def standard_exponential(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+            return np.zeros(shape, dtype)
+
+    with np.errstate(divide="raise"):
+        noise = draw_softmax(cast(np.random.Generator, Zeros()), (1, 2, 3)).noise
+    assert noise is not None
+    assert np.isfinite(noise).all()
 
 
 def test_epsilon_greedy(rng: np.random.Generator) -> None:

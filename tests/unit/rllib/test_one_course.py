@@ -21,7 +21,12 @@ from torch import Tensor
 
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.envs.atari import Step
-from retro_ml.envs.frames import OBSERVATION_SHAPE, PACKED_FRAME_SHAPE, unpack_stacks
+from retro_ml.envs.frames import (
+    FRAME_CHANNELS,
+    OBSERVATION_SHAPE,
+    PACKED_FRAME_SHAPE,
+    unpack_stacks,
+)
 from retro_ml.rllib import env_runner
 from retro_ml.rllib.ppo import build_train_batch
 from retro_ml.rllib.replay import FrameReplay, Transitions
@@ -97,12 +102,24 @@ class LevelModule:
         return act
 
 
+class StackModule:
+    """A state's value has the levels of its stack as digits, the oldest first."""
+
+    def build_actor(self) -> Any:
+        def act(packed: Tensor) -> tuple[Tensor, Tensor | None]:
+            levels = packed[:, 0, 0, ::FRAME_CHANNELS].float()
+            digits = torch.tensor([4096.0, 256.0, 16.0, 1.0])
+            return torch.zeros(len(packed), 4), levels @ digits
+
+        return act
+
+
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(env_runner, "GameGroups", ScriptedGames)
     monkeypatch.setattr(env_runner.AtariEnvRunner, "make_module", lambda runner: None)
 
-    def play(*, lives_end: bool = True, clip: bool = True) -> Rollout:
+    def play(*, lives_end: bool = True, clip: bool = True, module: Any = None) -> Rollout:
         config = ExperimentConfig(
             game_id="BreakoutNoFrameskip-v4",
             algorithm="PPO",
@@ -113,7 +130,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Any:
             environment={"terminal_on_life_loss": lives_end, "clip_rewards": clip},
         )
         runner = env_runner.AtariEnvRunner(config=translate(config, num_cpus=1))
-        runner.module = LevelModule()
+        runner.module = module or LevelModule()
         (rollout,) = runner.sample(num_timesteps=8, explore=True)
         return rollout
 
@@ -159,6 +176,15 @@ def test_observations_and_log_probabilities(play: Any) -> None:
     columns = learned_from(play())
     assert levels(columns["obs"]) == STACKS
     np.testing.assert_allclose(columns["action_logp"], np.log(0.25), rtol=1e-6)
+
+
+def test_what_is_valued_are_the_stacks(play: Any) -> None:
+    rollout = play(module=StackModule())
+    assert [f"{int(value):04x}" for value in rollout.values[:8, 0]] == [
+        "".join(map(str, stack)) for stack in STACKS
+    ]
+    # the stack of the last observation before the time limit: 0 6 4 10
+    assert rollout.final_values[:, 0].tolist() == [0, 0, 0, 0, 0, 0x064A, 0, 0]
 
 
 def replayed(rollout: Rollout, *rows: int, n_step: int) -> Transitions:

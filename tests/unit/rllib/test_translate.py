@@ -121,6 +121,13 @@ def test_a2c_as_stable_baselines3_has_it() -> None:
     )
 
 
+def test_a2c_as_nnabla_has_it() -> None:
+    """Its step size falls over 50,000,000 agent steps, however long the run."""
+    config = translated("A2C", preset="nnabla")
+    assert config.lr == [[0, 7e-4], [50_000_000, 0.0]]
+    assert_values(config, {"rmsprop_eps_inside_root": False, "vf_loss_coeff": 0.5})
+
+
 def test_dqn() -> None:
     """5 % of two million is more than 80,000; 10 % of it are 200,000."""
     config = translated("DQN")
@@ -162,8 +169,22 @@ def test_dqn_as_dopamine_has_it() -> None:
             "td_error_loss_fn": "mse",
             "target_network_update_freq": 8_000,
             "num_steps_sampled_before_learning_starts": 20_000,
-            "epsilon": [[0, 1.0], [250_000, 0.01]],
+            # its linearly_decaying_epsilon: 1 until the warm-up is over, then down in 250,000
+            "epsilon": [[0, 1.0], [20_000, 1.0], [270_000, 0.01]],
             "grad_clip": None,
+        },
+    )
+
+
+def test_dqns_schedules_need_not_be_the_runs_length() -> None:
+    """From 10,000,000: 5 % of them are more than 80,000; 10 % are 1,000,000."""
+    config = translated("DQN", dqn={"schedule_agent_steps": 10_000_000})
+    assert_values(
+        config,
+        {
+            "beta_agent_steps": 10_000_000,
+            "num_steps_sampled_before_learning_starts": 80_000,
+            "epsilon": [[0, 1.0], [1_000_000, 0.01]],
         },
     )
 

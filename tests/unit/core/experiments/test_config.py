@@ -373,6 +373,26 @@ def test_a_presets_choice_survives_the_round_trip() -> None:
             "dqn.replay_size: 31 -> at least batch_size, 32 transitions",
         ),
         (
+            {"algorithm": "DQN", "dqn": {"replay_size": 40, "n_step": 11}},
+            "dqn.n_step: 11 -> at most 10, of which replay_size 40 has room for each game",
+        ),
+        (
+            {"resources": {"num_learners": 3}},
+            "ppo.minibatch_size: 256 -> a number that resources.num_learners, 3, divides",
+        ),
+        (
+            {"algorithm": "A2C", "resources": {"num_learners": 3}},
+            "a2c.rollout_length: 5 -> one whose rollout, now 80 agent steps, resources.num_learn",
+        ),
+        (
+            {"algorithm": "DQN", "resources": {"num_learners": 64}},
+            "dqn.batch_size: 32 -> a number that resources.num_learners, 64, divides",
+        ),
+        (
+            {"ppo": {"minibatch_size": 1}},
+            "ppo.minibatch_size: 1 -> 2 or more for each learner, or normalize_advantages false",
+        ),
+        (
             {"algorithm": "DQN", "dqn": {"epsilon_initial": 0}},
             "dqn.epsilon_final: 0.01 -> at most epsilon_initial, 0.0",
         ),
@@ -434,6 +454,24 @@ def test_all_faults_are_reported_at_once() -> None:
         "a2c",
         "bogus",
     ]
+
+
+def test_settings_that_just_fit() -> None:
+    build(ppo={"minibatch_size": 1, "normalize_advantages": False})
+    build(ppo={"minibatch_size": 8}, resources={"num_learners": 4})
+    build(algorithm="A2C", resources={"num_learners": 80})
+    build(algorithm="DQN", dqn={"replay_size": 40, "n_step": 10})
+
+
+def test_the_notes_say_that_a_run_ends_with_its_warm_up() -> None:
+    assert build(algorithm="DQN").notes == ()
+    assert build(algorithm="PPO", dqn={"warmup_agent_steps": 90_000}).notes == ()
+    config = build(game_id="Breakout-v0", algorithm="DQN", preset="dopamine", total_timesteps=9_000)
+    spelling, warmup = config.notes
+    assert spelling == config.game.note
+    assert warmup == (
+        "nothing is learned in 9,000 agent steps: the warm-up, dqn.warmup_agent_steps, takes 20,000"
+    )
 
 
 def test_the_settings_of_another_algorithm_need_not_fit() -> None:
