@@ -149,3 +149,14 @@ def _say(words: str) -> None:
 
 def _get_variable(name: str) -> str | None:
     return os.environ.get(name)
+
+
+@pytest.mark.nightly
+def test_a_node_that_does_not_answer_for_a_while_is_not_given_up() -> None:
+    with connect(None):
+        ray.get(ray.remote(_pid).remote())
+        (raylet,) = [one for one in psutil.Process().children() if one.name() == "raylet"]
+        raylet.suspend()
+        time.sleep(75)  # Ray's own patience is at most five checks of 10 s, one every 3 s
+        raylet.resume()
+        assert ray.get(ray.remote(_pid).remote(), timeout=60) != os.getpid()
