@@ -1,6 +1,6 @@
 """`python -m retro_ml.compare`, `retro-ml compare`: runs side by side.
 
-Exit codes: 0 compared, 2 bad input.
+Exit codes: 0 compared, 2 bad input, 3 storage does not answer.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retro_ml.core.artifacts.given_runs import STORAGE_FAILED, StorageError, open_runs
 from retro_ml.core.experiments.command import Parser, print_answer, refuse
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line
@@ -39,9 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags = _build_parser().parse_args(sys.argv[1:] if argv is None else argv)
         if len(flags.folders) < 2:
             raise UsageError(["RUN_OR_DIR: only one is given -> two or more, to be compared"])
-        comparison = _compare([Path(text) for text in flags.folders])
+        comparison = _compare(flags.folders)
     except UsageError as error:
         return refuse("compare", error.faults)
+    except StorageError as error:
+        print(f"error: RUN_OR_DIR: {error}", file=sys.stderr)
+        return STORAGE_FAILED
     for text in comparison.left_out:
         print(f"warning: left out: {as_line(text)}", file=sys.stderr)
     if flags.json:
@@ -131,16 +134,19 @@ def _cell(text: str) -> str:
     return as_line(text, longest=_LONGEST_CELL)
 
 
-def _compare(folders: Sequence[Path]) -> Comparison:
+def _compare(given: Sequence[str]) -> Comparison:
+    """Raises: UsageError, StorageError."""
     from retro_ml.reporting.comparison import BadSide, Side, compare, load_side
+    from retro_ml.reporting.run_records import is_of_record
 
     sides: list[Side] = []
     faults = []
-    for folder in folders:
-        try:
-            sides.append(load_side(folder))
-        except BadSide as error:
-            faults.append(str(error))
+    with open_runs(given, word="RUN_OR_DIR", needed=is_of_record) as folders:
+        for folder in folders:
+            try:
+                sides.append(load_side(folder.path))
+            except BadSide as error:
+                faults.append(str(error).replace(str(folder.path), folder.address(folder.path)))
     if faults:
         raise UsageError(faults)
     return compare(sides)
@@ -158,8 +164,8 @@ def _build_parser() -> Parser:
         "folders",
         metavar="RUN_OR_DIR",
         nargs="+",
-        help="the folder of a run, or one that runs are in; the first is what others are held "
-        "against",
+        help="the folder of a run, or one that runs are in, or its URI; the first is what others "
+        "are held against",
     )
     parser.add_argument(
         "--json", action="store_true", help="print the result as one JSON object on stdout"

@@ -79,6 +79,8 @@ def _build_parser() -> Parser:
 
 def _read_experiment(words: Sequence[str]) -> tuple[ExperimentConfig, RunOptions]:
     call = parse_command_line(words)
+    if call.is_sweep:
+        raise UsageError(["a sweep -> one of its experiments, that which takes the most"])
     if call.config_file is None and "game_id" not in call.fields:
         call.fields["game_id"] = ANY_GAME
     return build_experiment(call)

@@ -1,8 +1,8 @@
 """`python -m retro_ml.export`, `retro-ml export`: a model.zip as a file for another runtime.
 
 Exit codes: 0 done, 1 the file would not act as the agent does or could not be written, 2 bad input,
-3 a library that the format needs is missing, 130 stopped by Ctrl-C. PyTorch is imported only when
-the export really begins, Ray never.
+3 a library that the format needs is missing or storage does not answer, 130 stopped by Ctrl-C.
+PyTorch is imported only when the export really begins, Ray never.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from retro_ml.core.artifacts.given_runs import (
+    STORAGE_FAILED,
+    GivenModel,
+    StorageError,
+    open_model,
+)
 from retro_ml.core.experiments.command import Parser, describe_unknown, refuse
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line, nearest_names
-from retro_ml.core.experiments.run_paths import RunPaths
 
 _ONE_MODEL = "one model at a time, all else are options"
 UNAVAILABLE = 3
 
 _SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
-
-_LONGEST_PATH = 200  # characters that are shown
 
 _DESCRIPTION = """\
 Write a trained model as a file for another runtime. It is compared with the agent first, on 1,000
@@ -37,6 +40,7 @@ formats:
 examples:
   retro-ml export runs/my-run --to onnx
   retro-ml export model.zip --to safetensors --output weights.safetensors
+  retro-ml export s3://runs/lab/my-run --to onnx    writes s3://runs/lab/my-run/model.onnx
 """
 
 
@@ -44,11 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Export one model as `argv` says; the process's exit code."""
     try:
         flags = _read_call(sys.argv[1:] if argv is None else argv)
-        model = _find_model(flags.model)
-        output = _choose_output(model, flags)
+        with open_model(flags.model) as model:
+            return _export(model, output=_choose_output(model.path, flags), to=flags.to)
     except UsageError as error:
         return refuse("export", error.faults)
-    return _export(model, output=output, to=flags.to)
+    except StorageError as error:
+        print(f"error: MODEL: {error}", file=sys.stderr)
+        return STORAGE_FAILED
+    except KeyboardInterrupt:
+        print("stopped: nothing was written", file=sys.stderr)
+        return 130
 
 
 def _read_call(argv: Sequence[str]) -> argparse.Namespace:
@@ -59,10 +68,14 @@ def _read_call(argv: Sequence[str]) -> argparse.Namespace:
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="a model.zip or a run's folder")
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", help="a model.zip or a run's folder, or the URI of one"
+    )
     parser.add_argument("--to", metavar="FORMAT", help="onnx, torch-export or safetensors")
     parser.add_argument(
-        "--output", metavar="FILE", help="by default MODEL's name with the format's suffix"
+        "--output",
+        metavar="FILE",
+        help="by default MODEL's name with the format's suffix, in storage where MODEL is there",
     )
     flags, unknown = parser.parse_known_args(argv)
     faults = describe_unknown(unknown, parser, unexpected=_ONE_MODEL)
@@ -75,23 +88,6 @@ def _read_call(argv: Sequence[str]) -> argparse.Namespace:
     if faults:
         raise UsageError(faults)
     return flags
-
-
-def _find_model(given: str) -> Path:
-    """The model's file, in a run's folder or itself. Raises: UsageError."""
-    path, given = Path(given), as_line(given, longest=_LONGEST_PATH)
-    try:
-        if path.is_file():
-            return path
-        if not path.is_dir():
-            raise UsageError([f"MODEL: {given} -> no such file or folder"])
-        folder = path.resolve()
-        name = RunPaths(output_dir=str(folder.parent), experiment_id=folder.name).model_path.name
-        if not (path / name).is_file():
-            raise UsageError([f"MODEL: {given} -> this folder has no {name}"])
-    except OSError as error:  # a name too long, or a folder on the way that may not be entered
-        raise UsageError([f"MODEL: {given} -> cannot be read: {error.strerror}"]) from None
-    return path / name
 
 
 def _choose_output(model: Path, flags: argparse.Namespace) -> Path:
@@ -111,26 +107,25 @@ def _choose_output(model: Path, flags: argparse.Namespace) -> Path:
     return output
 
 
-def _export(model: Path, *, output: Path, to: str) -> int:
+def _export(model: GivenModel, *, output: Path, to: str) -> int:
+    """Raises: StorageError."""
     try:
         from retro_ml.core.artifacts.model_archive import ArchiveError
         from retro_ml.core.artifacts.storage import ArtifactError
         from retro_ml.evaluation.agent import Agent
         from retro_ml.evaluation.export import ExportDiffers, ExportUnavailable, export_agent
 
-        done = export_agent(Agent.load(model), to=to, output=output)  # type: ignore[arg-type]
+        agent = Agent.load(model.path)
+        done = export_agent(agent, to=to, output=output)  # type: ignore[arg-type]
     except ArchiveError as error:
-        return refuse("export", [str(error)])
+        return refuse("export", [model.in_words(error)])
     except ExportUnavailable as error:
         print(f"error: --to {to}: {error}", file=sys.stderr)
         return UNAVAILABLE
     except (ArtifactError, ExportDiffers) as error:
-        print(f"error: {as_line(str(error))}", file=sys.stderr)
+        print(f"error: {as_line(model.in_words(error))}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped: nothing was written", file=sys.stderr)
-        return 130
-    print(f"exported: {done.path}")
+    print(f"exported: {model.keep(done.path)}")
     if done.signature is not None:
         print(f"signature: {done.signature}")
     print(

@@ -1,6 +1,6 @@
 """`python -m retro_ml.list`, `retro-ml list`: the experiments under a folder, as a table.
 
-Exit codes: 0 listed, 2 bad input.
+Exit codes: 0 listed, 2 bad input, 3 storage does not answer.
 """
 
 from __future__ import annotations
@@ -15,6 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from retro_ml.core.artifacts.given_runs import (
+    STORAGE_FAILED,
+    GivenFolder,
+    StorageError,
+    open_runs,
+)
 from retro_ml.core.experiments.command import Parser, print_answer, refuse
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line, nearest_names
@@ -24,6 +30,7 @@ from retro_ml.reporting.run_folders import (
     align_table,
     describe_age,
     find_runs,
+    is_of_summary,
     summarize,
 )
 
@@ -53,6 +60,7 @@ states:
 examples:
   retro-ml list runs --sort score
   retro-ml list runs --filter state=running --filter game=breakout
+  retro-ml list s3://runs/lab
 """
 
 
@@ -61,12 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         flags = _build_parser().parse_args(sys.argv[1:] if argv is None else argv)
         filters = [_read_filter(text) for text in flags.filter]
-        runs = _list_runs(Path(flags.folder), filters)
+        with open_runs([flags.folder], word="DIR", needed=is_of_summary) as (folder,):
+            runs = _list_runs(folder.path, filters)
     except UsageError as error:
         return refuse("list", error.faults)
+    except StorageError as error:
+        print(f"error: DIR: {error}", file=sys.stderr)
+        return STORAGE_FAILED
     _sort(runs, flags.sort)
     if flags.json:
-        text = json.dumps([_as_dict(run) for run in runs], allow_nan=False)
+        text = json.dumps([_as_dict(run, folder) for run in runs], allow_nan=False)
     else:
         text = "\n".join(_table(_tell_apart(runs, Path(flags.folder)), now=datetime.now(UTC)))
     print_answer(text)
@@ -80,7 +92,9 @@ def _build_parser() -> Parser:
         description="The experiments under a folder: state, game, algorithm, steps, score, age.",
         epilog=_EPILOG,
     )
-    parser.add_argument("folder", metavar="DIR", nargs="?", default="runs", help="default: runs")
+    parser.add_argument(
+        "folder", metavar="DIR", nargs="?", default="runs", help="or its URI (default: runs)"
+    )
     parser.add_argument(
         "--sort",
         metavar="FIELD",
@@ -177,10 +191,10 @@ def _cells(run: RunSummary, now: datetime) -> tuple[str, ...]:
     )
 
 
-def _as_dict(run: RunSummary) -> dict[str, Any]:
+def _as_dict(run: RunSummary, folder: GivenFolder) -> dict[str, Any]:
     return {
         "experiment_id": run.name,
-        "folder": str(run.folder),
+        "folder": folder.address(run.folder),
         "state": run.state,
         "game": run.game,
         "algorithm": run.algorithm,

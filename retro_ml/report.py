@@ -1,6 +1,6 @@
 """`python -m retro_ml.report`, `retro-ml report`: runs -> report.html with figures and tables.
 
-Exit codes: 0 done, 1 the report could not be written, 2 bad input.
+Exit codes: 0 done, 1 the report could not be written, 2 bad input, 3 storage does not answer.
 """
 
 from __future__ import annotations
@@ -12,9 +12,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from retro_ml.core.artifacts.given_runs import (
+    STORAGE_FAILED,
+    GivenFolder,
+    StorageError,
+    find_address,
+    open_runs,
+)
 from retro_ml.core.experiments.command import Parser, print_answer, refuse
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line
+from retro_ml.core.experiments.locations import hide_credentials, is_uri
 
 _DESCRIPTION = """\
 One page, report.html, that says what was run and what came of it, and needs nothing but itself;
@@ -25,6 +33,7 @@ examples:
   retro-ml report runs/my-run
   retro-ml report runs/ppo-s1 runs/ppo-s2 runs/ppo-s3 --output reports/ppo
   retro-ml report runs/my-sweep
+  retro-ml report s3://runs/lab/my-sweep --output reports/my-sweep
 
 Runs of one config that differ in their seed alone are taken together. Where all runs of a game
 have been through `retro-ml evaluate`, their scores are those of the evaluations, otherwise those
@@ -41,11 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 ["matplotlib: not installed, and it draws the figures -> pip install "
                  "'retro_ml[report]'"]
             )  # fmt: skip
-        folders = [Path(text) for text in flags.folders]
-        output = Path(flags.output) if flags.output else folders[0] if len(folders) == 1 else Path()
-        return _report(folders, output=output, flags=flags)
+        return _report(flags)
     except UsageError as error:
         return refuse("report", error.faults)
+    except StorageError as error:
+        print(f"error: RUN_OR_SWEEP_DIR: {error}", file=sys.stderr)
+        return STORAGE_FAILED
     except KeyboardInterrupt:
         print("stopped: the report is not complete", file=sys.stderr)
         return 130
@@ -63,12 +73,12 @@ def _build_parser() -> Parser:
         "folders",
         metavar="RUN_OR_SWEEP_DIR",
         nargs="+",
-        help="the folder of a run, or one that runs are in",
+        help="the folder of a run, or one that runs are in, or its URI",
     )
     parser.add_argument(
         "--output",
         metavar="DIR",
-        help="where to write (default: the folder given; of several, the current one)",
+        help="where to write (default: the folder or URI given; of several, the current folder)",
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     parser.add_argument(
@@ -77,16 +87,24 @@ def _build_parser() -> Parser:
     return parser
 
 
-def _report(folders: Sequence[Path], *, output: Path, flags: argparse.Namespace) -> int:
+def _report(flags: argparse.Namespace) -> int:
+    """Raises: UsageError, StorageError."""
     from retro_ml.core.artifacts.storage import ArtifactError
-    from retro_ml.reporting.report import NothingToReport, write_report
+    from retro_ml.reporting.report import NothingToReport, is_of_report, write_report
 
     def notice(text: str) -> None:
         if not flags.quiet:
             print(text, file=sys.stderr)
 
+    word = "RUN_OR_SWEEP_DIR"
+    if any(is_uri(text) for text in flags.folders):
+        notice("fetching what the report is made of")
     try:
-        report = write_report(folders, output=output, notice=notice)
+        with open_runs(flags.folders, word=word, needed=is_of_report) as folders:
+            report = write_report(folders, output=_choose_output(folders, flags), notice=notice)
+            for folder in folders:
+                folder.keep([path for path in report.files if path.is_relative_to(folder.path)])
+            page, made = (find_address(path, folders) for path in (report.page, report.folder))
     except NothingToReport as error:
         raise UsageError(error.faults) from None
     except ArtifactError as error:
@@ -95,10 +113,23 @@ def _report(folders: Sequence[Path], *, output: Path, flags: argparse.Namespace)
         return 1
     for text in report.left_out:
         print(f"warning: left out: {as_line(text)}", file=sys.stderr)
-    made = {"page": str(report.page), "folder": str(report.folder), "runs": report.runs,
-            "left_out": list(report.left_out)}  # fmt: skip
-    print_answer(json.dumps(made) if flags.json else f"report: {report.page}")
+    told = {"page": page, "folder": made, "runs": report.runs, "left_out": list(report.left_out)}
+    print_answer(json.dumps(told) if flags.json else f"report: {page}")
     return 0
+
+
+def _choose_output(folders: Sequence[GivenFolder], flags: argparse.Namespace) -> Path:
+    """Raises: UsageError."""
+    if flags.output is None:
+        return folders[0].path if len(folders) == 1 else Path()
+    if is_uri(flags.output):
+        raise UsageError(
+            [
+                f"--output: {hide_credentials(flags.output)} -> a folder of this machine; without "
+                "it the report of one URI is sent there"
+            ]
+        )
+    return Path(flags.output)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -26,6 +26,9 @@ from retro_ml.core.experiments.layers import (
     parse_override,
 )
 from retro_ml.core.experiments.options import RunOptions
+
+if TYPE_CHECKING:
+    from retro_ml.core.experiments.sweep_config import SweepConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,9 +69,10 @@ def build_experiment(call: CommandLine) -> tuple[ExperimentConfig, RunOptions]:
     return config, options
 
 
-def _run_sweep(call: CommandLine) -> int:
+def build_sweep_call(call: CommandLine) -> tuple[SweepConfig, RunOptions]:
+    """The sweep that a call of several games, algorithms or seeds is. Raises: UsageError."""
     from retro_ml.core.experiments.command_line_sweep import sweep_fields
-    from retro_ml.sweep import build_sweep, run_call
+    from retro_ml.sweep import build_sweep
 
     fields, faults = _merge_fields(call)
     spec, more = sweep_fields(call, fields)
@@ -80,8 +84,15 @@ def _run_sweep(call: CommandLine) -> int:
         faults += describe_faults(error, RunOptions)
     if faults:
         raise UsageError(faults)
+    return build_sweep(spec), options
+
+
+def _run_sweep(call: CommandLine) -> int:
+    from retro_ml.sweep import run_call
+
+    config, options = build_sweep_call(call)
     return run_call(
-        build_sweep(spec),
+        config,
         options,
         print_config=call.print_config,
         dry_run=call.dry_run,

@@ -7,10 +7,8 @@ cannot do it, 143 stopped with a checkpoint), 130 where Ctrl-C left the job runn
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import re
-import shlex
 import sys
 import tempfile
 import time
@@ -21,8 +19,7 @@ from typing import TYPE_CHECKING
 from retro_ml.core.experiments.command import BAD_INPUT, Parser, refuse
 from retro_ml.core.experiments.command_line import UsageError, parse_command_line
 from retro_ml.core.experiments.faults import as_line, nearest_names
-from retro_ml.core.experiments.layers import LayerError, load_config_file
-from retro_ml.run import build_experiment
+from retro_ml.run import build_experiment, build_sweep_call
 
 if TYPE_CHECKING:
     from retro_ml.cluster.jobs import Jobs
@@ -121,7 +118,8 @@ def _build_parser() -> Parser:
     parser.add_argument(
         "--job-id",
         metavar="NAME",
-        help="the job's name (by default the experiment's); without a command: the job to follow",
+        help="the job's name (by default the experiment's or the sweep's); without a command: the "
+        "job to follow",
     )
     parser.add_argument("--no-wait", action="store_true", help="submit it and leave")
     parser.add_argument(
@@ -142,7 +140,7 @@ def _build_parser() -> Parser:
 
 
 def _prepare(flags: argparse.Namespace, words: list[str]) -> tuple[str, list[str]]:
-    """The job's name, where it is clear, and its words.
+    """The job's name and its words.
 
     Raises: UsageError with all faults that can be seen from here.
     """
@@ -154,18 +152,7 @@ def _prepare(flags: argparse.Namespace, words: list[str]) -> tuple[str, list[str
         return flags.job_id, []
     if any(word.split("=")[0].replace("_", "-") == "--ray-address" for word in words):
         raise UsageError(["--ray-address: unexpected -> the job runs on the cluster at --address"])
-    name = ""
-    if words[0] == "run":
-        call = parse_command_line(words[1:])
-        if call.is_sweep:
-            output_dir = str(call.fields.get("output_dir", "runs"))
-        else:
-            config, _ = build_experiment(call)
-            name, output_dir = config.experiment_id, config.output_dir
-            if not any(word.split("=")[0].replace("_", "-") == "--experiment-id" for word in words):
-                words = [*words, "--experiment-id", name]
-    else:
-        output_dir = _find_output_dir(words)
+    name, output_dir, words = _read_job(words)
     if "://" not in output_dir and not os.path.isabs(output_dir):
         raise UsageError(
             [
@@ -178,36 +165,39 @@ def _prepare(flags: argparse.Namespace, words: list[str]) -> tuple[str, list[str
     return flags.job_id or name, words
 
 
-def _find_output_dir(words: list[str]) -> str:
-    """Of a sweep: from its flags, or from its spec or the config in it."""
-    for index, word in enumerate(words):
-        flag, equals, value = word.partition("=")
-        if flag.replace("_", "-") == "--output-dir":
-            return value if equals else "".join(words[index + 1 : index + 2])
-    for word in words[1:]:
-        if not word.startswith("-") and Path(word).is_file():
-            try:
-                spec = load_config_file(word)
-            except LayerError as error:
-                raise UsageError([str(error)]) from None
-            base = spec.get("base")
-            inner = base.get("output_dir") if isinstance(base, dict) else None
-            found = spec.get("output_dir") or inner
-            if found:
-                return str(found)
-    return "runs"
+def _read_job(words: list[str]) -> tuple[str, str, list[str]]:
+    """Name and output folder of what the words describe, and the words with that name.
+
+    Raises: UsageError with all of its faults.
+    """
+    from retro_ml.sweep import read_sweep
+
+    if words[0] == "sweep":
+        sweep = read_sweep(words[1:])
+        # Its file has another name there, after which it would be named.
+        return sweep.sweep_id, sweep.output_dir, _with_name(words, "--name", sweep.sweep_id)
+    call = parse_command_line(words[1:])
+    if call.is_sweep:
+        sweep, _ = build_sweep_call(call)
+        name, output_dir = sweep.sweep_id, sweep.output_dir
+    else:
+        config, _ = build_experiment(call)
+        name, output_dir = config.experiment_id, config.output_dir
+    return name, output_dir, _with_name(words, "--experiment-id", name)
+
+
+def _with_name(words: list[str], flag: str, name: str) -> list[str]:
+    if any(word.split("=")[0].replace("_", "-") == flag for word in words):
+        return words
+    return [*words, flag, name]
 
 
 def _submit(jobs: Jobs, name: str, words: list[str], *, ship: bool) -> str:
-    """Starts the job, or finds it; its name. Raises LaunchError.
-
-    Without a name it gets one made of its words and files: the same for the same command.
-    """
+    """Starts the job, or finds it; its name. Raises LaunchError."""
     from retro_ml.cluster.job_package import build_entrypoint, pack, take_files
     from retro_ml.cluster.jobs import LaunchError
 
     words, files = take_files(words)
-    name = name or f"{words[0]}-{hashlib.sha256(shlex.join(words).encode()).hexdigest()[:12]}"
     entrypoint = build_entrypoint(words, ship=ship)
     job_id, number = name, 1
     while (found := jobs.find(job_id)) is not None:
@@ -215,8 +205,7 @@ def _submit(jobs: Jobs, name: str, words: list[str], *, ship: bool) -> str:
         if found.status in STILL_THERE and not same:
             raise LaunchError(
                 f"job {job_id} is running with other words: {found.entrypoint} -> wait for it, "
-                f"stop it (retro-ml submit --job-id {job_id} --stop), or choose another "
-                "--experiment-id"
+                f"stop it (retro-ml submit --job-id {job_id} --stop), or choose another --job-id"
             )
         if same and (found.status in STILL_THERE or found.status == "SUCCEEDED"):
             _say(f"job {job_id} is there already: {found.status.lower()}")

@@ -50,8 +50,7 @@ _SWITCHES = ("allow_open_cluster", "wait_for_nodes")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sweep as `argv` says; the process's exit code."""
     try:
-        flags, options = _read_call(sys.argv[1:] if argv is None else argv)
-        config = _read_spec(flags)
+        flags, config, options = _read(sys.argv[1:] if argv is None else argv)
     except UsageError as error:
         return refuse("sweep", error.faults)
     return run_call(
@@ -61,6 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         dry_run=flags.dry_run,
         as_json=flags.json,
     )
+
+
+def read_sweep(argv: Sequence[str]) -> SweepConfig:
+    """The sweep that a command line describes. Raises: UsageError with all faults."""
+    return _read(argv)[1]
 
 
 def build_sweep(fields: dict[str, Any]) -> SweepConfig:
@@ -83,12 +87,15 @@ def run_call(
         return 0
     try:
         from retro_ml.api import run_sweep
+        from retro_ml.core.engine.progress_text import delivery_words
         from retro_ml.core.engine.run_folder import BadStorage
         from retro_ml.core.engine.sweep_engine import BadRunFolder
     except KeyboardInterrupt:
         return 130
     try:
         result = run_sweep(config, options=options)
+    except KeyboardInterrupt:  # while waiting for a lock or for storage, before the start
+        return 130
     except BadStorage as error:
         print(f"error: {as_line(str(error))}", file=sys.stderr)
         return error.exit_code
@@ -101,7 +108,14 @@ def run_call(
     if options.progress == "quiet":
         for one in result.failed:
             print(f"error: {one.experiment_id}: {one.error}", file=sys.stderr)
+        if result.storage is not None and not result.storage.complete:
+            print(f"error: storage: {delivery_words(result.storage)}", file=sys.stderr)
     return result.exit_code
+
+
+def _read(argv: Sequence[str]) -> tuple[argparse.Namespace, SweepConfig, RunOptions]:
+    flags, options = _read_call(argv)
+    return flags, _read_spec(flags), options
 
 
 def _build_parser() -> Parser:

@@ -1,8 +1,8 @@
 """`python -m retro_ml.watch`, `retro-ml watch`: a film of a trained agent, or the agent live.
 
 Exit codes: 0 done, 1 the film could not be written, 2 bad input, 3 this machine cannot do it (the
-extra `[video]`, a window or a terminal), 130 and 143 stopped by a signal. PyTorch is imported only
-when the games really begin, Ray never.
+extra `[video]`, a window or a terminal) or storage does not answer, 130 and 143 stopped by a
+signal. PyTorch is imported only when the games really begin, Ray never.
 """
 
 from __future__ import annotations
@@ -16,17 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from retro_ml.core.artifacts.given_runs import (
+    STORAGE_FAILED,
+    GivenModel,
+    StorageError,
+    open_model,
+)
 from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.engine.progress_text import shown_path
 from retro_ml.core.engine.stop_signals import StopSignals
 from retro_ml.core.experiments.command import Parser, describe_unknown, print_answer, refuse
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line, describe_faults
-from retro_ml.core.experiments.run_paths import RunPaths
 from retro_ml.evaluation.film_options import FilmOptions
 
 if TYPE_CHECKING:
-    from retro_ml.evaluation.agent import Agent
     from retro_ml.evaluation.films import Film
 
 FAILED = 1
@@ -43,6 +47,7 @@ examples:
   retro-ml watch runs/my-run                       writes runs/my-run/videos/agent.mp4
   retro-ml watch model.zip --episodes 3 --video breakout.mp4
   retro-ml watch runs/my-run --live
+  retro-ml watch s3://runs/lab/my-run              sends videos/agent.mp4 there
 """
 
 
@@ -50,26 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Film or show one agent as `argv` says; the process's exit code."""
     try:
         flags, options = _read_call(sys.argv[1:] if argv is None else argv)
-        model, target = _find_files(flags)
+        with open_model(flags.model) as model:
+            target = _choose_target(model, flags)
+            return _watch(model, target, options=options, flags=flags)
     except UsageError as error:
         return refuse("watch", error.faults)
-    from retro_ml.core.artifacts.model_archive import ArchiveError
-    from retro_ml.envs.screens import ScreensDiffer
-    from retro_ml.evaluation.agent import Agent
-    from retro_ml.evaluation.live import NoScreen
-    from retro_ml.evaluation.video_file import NoVideo
-
-    try:
-        if flags.live:
-            return _show(model, options)
-        agent = Agent.load(model)
-        return _film(agent, target, options=options, quiet=flags.quiet)
-    except ArchiveError as error:
-        return refuse("watch", [str(error)])
-    except (NoScreen, NoVideo) as error:
-        return _fail(error, CANNOT)
-    except (ArtifactError, ScreensDiffer) as error:
-        return _fail(error, FAILED)
+    except StorageError as error:
+        print(f"error: MODEL: {error}", file=sys.stderr)
+        return STORAGE_FAILED
 
 
 def _read_call(argv: Sequence[str]) -> tuple[argparse.Namespace, FilmOptions]:
@@ -102,12 +95,14 @@ def _build_parser() -> Parser:
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="a model.zip or a run's folder")
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", help="a model.zip or a run's folder, or the URI of one"
+    )
     parser.add_argument(
         "--video",
         metavar="FILE.mp4",
         help="the film's file; by default videos/agent.mp4 in the run's folder, or the model's "
-        "name with .mp4 beside it; one that is there is replaced",
+        "name with .mp4 beside it, in storage where MODEL is there; one that is there is replaced",
     )
     parser.add_argument(
         "--live",
@@ -128,30 +123,10 @@ def _build_parser() -> Parser:
     return parser
 
 
-def _find_files(flags: argparse.Namespace) -> tuple[Path, Path]:
-    """The model's file and the film's. Raises: UsageError."""
-    path = Path(flags.model)
-    try:
-        if path.is_file():
-            model, target = path, path.with_suffix(".mp4")
-        elif path.is_dir():
-            folder = path.resolve()
-            paths = RunPaths(output_dir=str(folder.parent), experiment_id=folder.name)
-            model, target = path / paths.model_path.name, paths.film_path
-            if not model.is_file():
-                raise UsageError(
-                    [
-                        f"MODEL: {flags.model} -> this folder has no {model.name}: give the folder "
-                        "of a run that has saved its model, or a model.zip"
-                    ]
-                )
-        else:
-            raise UsageError([f"MODEL: {flags.model} -> no such file or folder"])
-    except OSError as error:  # a name too long, or a folder on the way that may not be entered
-        raise UsageError([f"MODEL: {flags.model} -> cannot be read: {error.strerror}"]) from None
-    if flags.live:
-        return model, target
-    return model, _check_target(flags.video, target)
+def _choose_target(model: GivenModel, flags: argparse.Namespace) -> Path:
+    """The film's file; with --live it is not used. Raises: UsageError."""
+    target = model.path.with_suffix(".mp4") if model.run is None else model.run.film_path
+    return target if flags.live else _check_target(flags.video, target)
 
 
 def _check_target(given: str | None, target: Path) -> Path:
@@ -172,11 +147,34 @@ def _check_target(given: str | None, target: Path) -> Path:
     return target
 
 
-def _film(agent: Agent, target: Path, *, options: FilmOptions, quiet: bool) -> int:
+def _watch(
+    model: GivenModel, target: Path, *, options: FilmOptions, flags: argparse.Namespace
+) -> int:
+    """Raises: StorageError."""
+    from retro_ml.core.artifacts.model_archive import ArchiveError
+    from retro_ml.envs.screens import ScreensDiffer
+    from retro_ml.evaluation.live import NoScreen
+    from retro_ml.evaluation.video_file import NoVideo
+
+    try:
+        if flags.live:
+            return _show(model, options)
+        return _film(model, target, options=options, quiet=flags.quiet)
+    except ArchiveError as error:
+        return refuse("watch", [model.in_words(error)])
+    except (NoScreen, NoVideo) as error:
+        return _fail(error, CANNOT)
+    except (ArtifactError, ScreensDiffer) as error:
+        return _fail(error, FAILED)
+
+
+def _film(model: GivenModel, target: Path, *, options: FilmOptions, quiet: bool) -> int:
+    from retro_ml.evaluation.agent import Agent
     from retro_ml.evaluation.film_progress import FilmProgress
     from retro_ml.evaluation.films import record_film
     from retro_ml.evaluation.video_file import require_video, temporary_path
 
+    agent = Agent.load(model.path)
     require_video()
     try:
         target.parent.mkdir(exist_ok=True)
@@ -198,30 +196,28 @@ def _film(agent: Agent, target: Path, *, options: FilmOptions, quiet: bool) -> i
     if film is None:
         print("stopped: nothing was filmed", file=sys.stderr)
     else:
-        _tell(film)
+        _tell(film, model)
     return 0 if stop.signum is None else 128 + stop.signum
 
 
-def _tell(film: Film) -> None:
-    """One line: where it is, what it shows."""
+def _tell(film: Film, model: GivenModel) -> None:
+    """One line: where it is, what it shows. Raises: StorageError."""
     from retro_ml.evaluation.film_progress import film_words
 
-    line = f"film: {shown_path(film.path)} ({film_words(film)})"
+    where = model.keep(film.path)
+    if model.storage is None:
+        where = shown_path(film.path)
     if not film.whole:
         print("stopped: the film ends where it was stopped", file=sys.stderr)
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        # Python would complain once more when it closes stdout at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print_answer(f"film: {where} ({film_words(film)})")
 
 
-def _show(model: Path, options: FilmOptions) -> int:
+def _show(model: GivenModel, options: FilmOptions) -> int:
     from retro_ml.evaluation.agent import Agent
     from retro_ml.evaluation.live import open_screen, show_live
 
     screen = open_screen(options, sys.stdout)
-    agent = Agent.load(model)
+    agent = Agent.load(model.path)
     stop = StopSignals(on_first=lambda: None, before_exit=lambda: None)
     try:
         with stop, screen:

@@ -74,6 +74,15 @@ def connect(address: str | None, *, allow_open: bool = False) -> Iterator[Cluste
             yield _describe(folder)
 
 
+def read_nodes() -> tuple[Node, ...]:
+    """The nodes of the Ray that this process is attached to, as they are now."""
+    alive = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return tuple(
+        Node(cpus=has.get("CPU", 0), gpus=has.get("GPU", 0), node_id=node_id)
+        for node_id, has in alive
+    )
+
+
 def _check_reachable(address: str) -> None:
     """Ray itself tries for a quarter of an hour, and says so on the screen."""
     if address in {"auto", "local"}:  # Ray looks for it, or starts one
@@ -84,7 +93,10 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:
-        raise LaunchError(f"nothing answers at the Ray address {address}: {error}") from None
+        raise LaunchError(
+            f"nothing answers at the Ray address {address}: {error} -> give the head's own, e.g. "
+            "head:6379, and start it (ray start --head) if it is down"
+        ) from None
 
 
 def _attach(address: str) -> None:
@@ -101,7 +113,8 @@ def _attach(address: str) -> None:
     except Exception as error:
         # Ray raises many kinds here (ConnectionError, RuntimeError, its own), all of them final.
         raise LaunchError(
-            f"no Ray cluster can be reached at {address}: {first_line(error)}"
+            f"no Ray cluster can be reached at {address}: {first_line(error)} -> ray status on the "
+            "head says whether it is up; Ray's version and the token must be the same on both sides"
         ) from error
 
 
@@ -115,11 +128,7 @@ def _refuse_open(address: str) -> None:
 
 
 def _describe(scratch_dir: Path | None = None) -> Cluster:
-    alive = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    nodes = tuple(
-        Node(cpus=has.get("CPU", 0), gpus=has.get("GPU", 0), node_id=node_id)
-        for node_id, has in alive
-    )
+    nodes = read_nodes()
     return Cluster(
         cpus=int(sum(node.cpus for node in nodes)),
         gpus=float(sum(node.gpus for node in nodes)),

@@ -63,6 +63,9 @@ NODE_OPTIONS = {
 }
 """What is put in place of the node's own options."""
 
+HEALTH_CHECKS = "200"
+"""That the own node may miss, one every 3 s; after Ray's 5 the run would be at its end (2.60)."""
+
 
 @contextmanager
 def start_ray() -> Iterator[Path]:
@@ -80,6 +83,8 @@ def start_ray() -> Iterator[Path]:
         "RAY_enable_metrics_collection": "0",
         # What the placeholders end by.
         "RAY_enable_pipe_based_agent_to_parent_health_check": "1",
+        # A machine that is overloaded is not dead; a daemon that is, `head_watch` sees.
+        "RAY_health_check_failure_threshold": HEALTH_CHECKS,
         # A job that was submitted to another Ray has a runtime environment, for that one's agent.
         RAY_JOB_CONFIG_JSON_ENV_VAR: None,
         **class_cache.DEFAULT_ENV_VARS,

@@ -94,7 +94,7 @@ class Jobs:
 
     def start(self, job_id: str, *, entrypoint: str, runtime_env: dict[str, Any]) -> None:
         """Hands a job to the cluster. Raises LaunchError."""
-        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
+        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), "RAY_COLOR_PREFIX": "0"}
         self._ask(
             lambda: self._client.submit_job(
                 entrypoint=entrypoint,

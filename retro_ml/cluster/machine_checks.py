@@ -12,8 +12,11 @@ from retro_ml.cluster.embedded import OBJECT_STORE_BYTES
 from retro_ml.cluster.node_checks import Check, has_rom, versions_here
 from retro_ml.cluster.placement import Node, choose_resources
 from retro_ml.cluster.plan import plan_run
+from retro_ml.core.artifacts.remote_folder import StorageError
 from retro_ml.core.engine.launcher import LaunchError
+from retro_ml.core.engine.storage_opening import prove_writable
 from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.core.experiments.locations import STAGING_VARIABLE, is_uri
 from retro_ml.core.machine import count_cpus
 from retro_ml.rllib.machine import resolve_precision
 
@@ -62,13 +65,21 @@ def check_machine(config: ExperimentConfig) -> list[Check]:
 
 
 def _check_folder(config: ExperimentConfig) -> Check:
-    if "://" in config.output_dir:
-        return Check("storage", f"{config.output_dir}, not tried from here")
+    """The folder that the run's is made in, and the storage that it is sent to, if it is."""
     folder = config.paths.experiment_dir.parent
     there = next(path for path in [folder, *folder.parents] if path.exists())
-    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        remedy = "another --output-dir"
+        if is_uri(config.output_dir):
+            remedy = f"another folder in {STAGING_VARIABLE}"
+        return Check("storage", "", f"{there} cannot be written -> {remedy}")
+    if not is_uri(config.output_dir):
         return Check("storage", f"{folder} can be written")
-    return Check("storage", "", f"{there} cannot be written -> another --output-dir")
+    try:
+        prove_writable(config.output_dir)
+    except (StorageError, OSError) as error:
+        return Check("storage", "", str(error))
+    return Check("storage", f"{config.output_dir}: written and read; {folder} can be written")
 
 
 def _check_shared_memory(config: ExperimentConfig) -> list[Check]:

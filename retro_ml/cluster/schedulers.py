@@ -127,6 +127,9 @@ class AshaByGame(ByGroup):
             max_t=max(total_timesteps, grace),
             grace_period=grace,
             reduction_factor=self._settings.reduction_factor,
+            # Otherwise one that has passed a rung is compared again at those below which it had
+            # jumped over (2.60). What ends a trial is its last agent step.
+            stop_last_trials=False,
         )
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:

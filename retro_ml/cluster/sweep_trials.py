@@ -18,13 +18,12 @@ from ray.tune import Callback, CheckpointConfig, Experiment, Stopper
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search.search_algorithm import SearchAlgorithm
 
-from retro_ml.cluster.bus_bridge import BusBridge
-from retro_ml.cluster.connect import Cluster, connect
+from retro_ml.cluster.bus_bridge import BusBridge, read_pointer
+from retro_ml.cluster.connect import connect
 from retro_ml.cluster.driver_process import environment
 from retro_ml.cluster.head_watch import HeadLost, HeadWatch
 from retro_ml.cluster.node_checks import check_other_nodes
-from retro_ml.cluster.placement import Node, count_at_once, find_nodes_to_spare, trial_bundles
-from retro_ml.cluster.plan import plan_run
+from retro_ml.cluster.room import Room
 from retro_ml.cluster.schedulers import PbtByPopulation, build_scheduler
 from retro_ml.cluster.tracking import build_trackers
 from retro_ml.cluster.trial_actor import EXPERIMENT, TrialActor, trial_config
@@ -33,14 +32,11 @@ from retro_ml.cluster.trials import (
     TUNE_ENVIRONMENT,
     TuneLauncher,
     explain,
-    place,
 )
 from retro_ml.cluster.worker_output import log_worker_output
 from retro_ml.core.engine.launcher import LaunchError, Trial, TrialEnd, TrialSource
-from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.sweep_config import SweepConfig
-from retro_ml.core.machine import count_free_memory
 from retro_ml.core.metrics.event_bus import MetricEvent
 from retro_ml.rllib.names import AGENT_STEPS, RECORDS, SCORE
 
@@ -84,8 +80,10 @@ class TuneSweepLauncher(TuneLauncher):
             trackers = build_trackers(options, sweep.paths.trials_dir)
             scheduler = build_scheduler(sweep, source, publish)
             ends = SweepCallback(source, feed, stopper, scheduler)
+            # The feed gives no more than may have begun; those of a population take turns.
+            waiting = room.concurrent if room.takes_turns else len(sweep.trials)
             pending = {
-                "TUNE_MAX_PENDING_TRIALS_PG": str(room.concurrent),
+                "TUNE_MAX_PENDING_TRIALS_PG": str(waiting),
                 "TUNE_GLOBAL_CHECKPOINT_S": NO_SNAPSHOTS_S,
             }
             try:
@@ -105,66 +103,6 @@ class TuneSweepLauncher(TuneLauncher):
             for name in list(feed.live):
                 # Waiting or paused when all had to end.
                 source.trial_ended(TrialEnd(name, "interrupted", stopper.closing()))
-
-
-class Room:
-    """How many trials run at once, and what each of them gets.
-
-    Args:
-        sweep: its trials, of which none may be too large.
-        cluster: what there is.
-        options: whether more nodes will come.
-
-    Raises:
-        LaunchError: a trial can never be placed.
-    """
-
-    def __init__(
-        self, sweep: SweepConfig, cluster: Cluster, options: RunOptions | None = None
-    ) -> None:
-        self._cluster = cluster
-        self._options = options
-        configs = [planned.config for planned in sweep.trials]
-        self.concurrent = sweep.max_concurrent or max(1, self._count_fitting(configs))
-        # All of a population take turns, in as many at once as there is room for.
-        self.most_begun = len(configs) if sweep.scheduler == "pbt" else self.concurrent
-        self._placed: dict[tuple[Any, ...], tuple[int, float]] = {}
-        for config in configs:
-            self.place(config)
-        needed, free = self.concurrent * _largest(configs), count_free_memory()
-        if cluster.embedded and needed > free:
-            raise LaunchError(
-                f"{self.concurrent} trials at once need up to {needed / 1e9:.1f} GB of memory, but "
-                f"{free / 1e9:.1f} GB are free; lower max_concurrent or base.dqn.replay_size"
-            )
-
-    def place(self, config: ExperimentConfig) -> tuple[int, float]:
-        """CPUs of a trial's main process and GPUs of the trial."""
-        asked = config.resources
-        kind: tuple[Any, ...] = (
-            asked.num_cpus,
-            asked.num_gpus,
-            asked.num_env_runners,
-            asked.num_learners,
-        )
-        kind += (config.use_gpu,)
-        if kind not in self._placed:  # what there is to say of it is said once
-            self._placed[kind] = place(
-                config, self._cluster, self._options, concurrent=self.concurrent
-            )
-        return self._placed[kind]
-
-    def find_nodes_to_spare(self, config: ExperimentConfig) -> tuple[str, ...]:
-        """See `placement.find_nodes_to_spare`."""
-        cpus, gpus = self.place(config)
-        return find_nodes_to_spare(config, self._cluster.nodes, num_cpus=cpus, num_gpus=gpus)
-
-    def _count_fitting(self, configs: list[ExperimentConfig]) -> int:
-        """Trials that there are CPUs, GPUs and memory for at once."""
-        fit = min(len(configs), *(_count_placed(config, self._cluster) for config in configs))
-        if self._cluster.embedded:
-            fit = min(fit, count_free_memory() // _largest(configs))
-        return fit
 
 
 class SweepStopper(Stopper):
@@ -315,7 +253,10 @@ class SweepCallback(Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A failed trial is tried again."""
         self._stopper.ends.pop(trial.trial_id, None)
-        logger.warning("%s failed and is tried again: %s", trial.trial_id, explain(trial))
+        saved = trial.checkpoint
+        steps = 0 if saved is None else read_pointer(saved)["agent_steps"]
+        message = "%s failed and is tried again from %s agent steps: %s"
+        logger.warning(message, trial.trial_id, f"{steps:,}", explain(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended in order."""
@@ -329,27 +270,6 @@ class SweepCallback(Callback):
     def _end(self, end: TrialEnd) -> None:
         self._feed.live.pop(end.experiment_id, None)
         self._source.trial_ended(end)
-
-
-def _count_placed(config: ExperimentConfig, cluster: Cluster) -> int:
-    """Trials of this kind that the cluster has room for, one CPU each if nothing is said."""
-    resources = config.resources
-    gpus = 0.0
-    if config.use_gpu and cluster.gpus >= 1:
-        gpus = 1.0 if resources.num_gpus is None else resources.num_gpus
-    bundles = trial_bundles(
-        num_cpus=resources.num_cpus or 1,
-        num_gpus=gpus,
-        env_runners=resources.num_env_runners,
-        learners=resources.num_learners,
-    )
-    return count_at_once(bundles, cluster.nodes or (Node(cpus=cluster.cpus, gpus=cluster.gpus),))
-
-
-def _largest(configs: list[ExperimentConfig]) -> int:
-    """Bytes of memory of the largest trial."""
-    kinds = {(config.algorithm, config.dqn.replay_size): config for config in configs}
-    return max(plan_run(config).memory_bytes for config in kinds.values())
 
 
 def _folder_name(trial: TuneTrial) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune import CheckpointConfig, Experiment, Stopper
 from ray.tune.experiment import Trial as TuneTrial
 
@@ -242,13 +242,23 @@ def describe_end(trial: TuneTrial, stopper: RunStopper) -> TrialEnd:
 
 
 def explain(trial: TuneTrial) -> str:
-    """The last line of what the trial died of; all of it goes to the log."""
-    with suppress(OSError):
-        logger.info("%s", trial.get_error())
-    error = trial.get_pickled_error()
-    cause = getattr(error, "cause", None) or error
+    """The last line of what the trial died of last; all of it goes to the log."""
+    error = _read_error(trial)
+    if error is not None:
+        logger.info("%s: %s", trial.trial_id, error)
+    cause = getattr(error, "cause", None) or error or ""
     lines = str(cause).strip().splitlines()
     return lines[-1] if lines else f"the trial ended as {trial.status}"
+
+
+def _read_error(trial: TuneTrial) -> Exception | None:
+    """As this process has kept it; Tune brings it to its storage only later (2.60)."""
+    path = trial.pickled_error_file
+    if path is None or not os.path.exists(path):
+        return trial.get_pickled_error()
+    with open(path, "rb") as file:
+        error: Exception = cloudpickle.load(file)
+    return error
 
 
 __all__ = ["LaunchError", "TuneLauncher"]

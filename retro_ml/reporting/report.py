@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from urllib.parse import quote
 
+from retro_ml.core.artifacts.given_runs import GivenFolder, find_address
 from retro_ml.core.artifacts.status import installed_versions
 from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically
 from retro_ml.core.experiments.run_paths import RunPaths
@@ -32,7 +33,7 @@ from retro_ml.reporting.headline import (
 from retro_ml.reporting.page import MAX_FILM_BYTES, Film, Page, build_page
 from retro_ml.reporting.references import Reference, select_references
 from retro_ml.reporting.run_folders import FileFault, find_runs
-from retro_ml.reporting.run_records import RunRecord, load_run
+from retro_ml.reporting.run_records import RunRecord, is_of_record, load_run
 from retro_ml.reporting.tables import Table
 
 PAGE_NAME, FOLDER_NAME = "report.html", "report"
@@ -40,6 +41,8 @@ MAX_GAMES = 20
 """Games and, per game, algorithms that are drawn; a report of the rest takes a call of its own."""
 MAX_LISTED = 100
 """Runs whose files are listed in the page."""
+_ANY = RunPaths(output_dir="/", experiment_id="any")
+_FILMS = (_ANY.learning_film_path, _ANY.film_path)
 _SWEEP_FILES = ("sweep.json", "leaderboard.csv", "leaderboard.json")
 
 
@@ -58,13 +61,24 @@ class Report:
     page: Path
     folder: Path
     """Figures and tables."""
+    files: tuple[Path, ...]
+    """All that was written, the page last."""
     runs: int
     left_out: tuple[str, ...]
     """Runs that could not be read, and why."""
 
 
+def is_of_report(name: str) -> bool:
+    """Whether a report shows or links a file, by its name in a run's folder or beside the runs."""
+    films = {path.relative_to(_ANY.experiment_dir).as_posix() for path in _FILMS}
+    return is_of_record(name) or name in films or name in _SWEEP_FILES
+
+
 def write_report(
-    folders: Sequence[Path], *, output: Path, notice: Callable[[str], None] = lambda text: None
+    folders: Sequence[GivenFolder],
+    *,
+    output: Path,
+    notice: Callable[[str], None] = lambda text: None,
 ) -> Report:
     """Reports the runs in `folders` and below.
 
@@ -82,7 +96,7 @@ def write_report(
     references = _collect_references(runs)
     notice(f"drawing {len(groups):,} group{'s' if len(groups) != 1 else ''}")
     drawn = {kind: [render(f) for f in those] for kind, those in _plan(groups, references).items()}
-    made = _Maker(output)
+    made = _Maker(output, folders)
     own_tables = [tables.runs_table(groups, made.link_run)]
     if any(group.counted for group in groups):
         own_tables.insert(0, tables.scores_table(groups))
@@ -97,7 +111,7 @@ def write_report(
     if references:
         csvs.append(tables.references_table(references))
     made.tables(csvs)
-    sweep = [folder / name for folder in folders for name in _SWEEP_FILES]
+    sweep = [folder.path / name for folder in folders for name in _SWEEP_FILES]
     page = Page(
         title=build_title(groups),
         subtitle=build_subtitle(groups),
@@ -115,24 +129,32 @@ def write_report(
             (run.name, made.link(run.paths.experiment_dir), made.list_files(run))
             for run in runs[:MAX_LISTED]
         ],
-        files=[*made.written, *((p.name, made.link(p)) for p in sweep if p.is_file())],
+        files=[*made.listed, *((p.name, made.link(p)) for p in sweep if p.is_file())],
         made=f"Made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by retro_ml "
         f"{installed_versions()['retro_ml']}.",
     )
     text = build_page(page)
     replace_atomically(output / PAGE_NAME, lambda file: file.write(text.encode()))
     return Report(
-        page=output / PAGE_NAME, folder=made.folder, runs=len(runs), left_out=tuple(left_out)
+        page=output / PAGE_NAME,
+        folder=made.folder,
+        files=(*made.written, output / PAGE_NAME),
+        runs=len(runs),
+        left_out=tuple(left_out),
     )
 
 
 class _Maker:
     """Writes the files beside the page, and knows their addresses as seen from it."""
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, folders: Sequence[GivenFolder]) -> None:
         self.output = Path(os.path.abspath(output))
         self.folder = self.output / FOLDER_NAME
-        self.written: list[tuple[str, str]] = []
+        # The report of runs in storage may lie among them; from elsewhere it names where they are.
+        self._elsewhere = [one for one in folders if not self.output.is_relative_to(one.path)]
+        self.written: list[Path] = []
+        self.listed: list[tuple[str, str]] = []
+        """Name and address of each file that was written."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -148,6 +170,9 @@ class _Maker:
             self._save(f"{table.name}.csv", table.as_csv())
 
     def link(self, path: Path) -> str:
+        address = find_address(path, self._elsewhere)
+        if address != str(path):
+            return quote(address, safe="/:")
         return quote(os.path.relpath(path, self.output))
 
     def link_run(self, run: RunRecord) -> str:
@@ -168,15 +193,16 @@ class _Maker:
 
     def _save(self, name: str, content: bytes) -> None:
         replace_atomically(self.folder / name, lambda file: file.write(content))
-        self.written.append((name, quote(f"{FOLDER_NAME}/{name}")))
+        self.written.append(self.folder / name)
+        self.listed.append((name, quote(f"{FOLDER_NAME}/{name}")))
 
 
 def _load(
-    folders: Sequence[Path], notice: Callable[[str], None]
+    folders: Sequence[GivenFolder], notice: Callable[[str], None]
 ) -> tuple[list[RunRecord], list[str]]:
     faults: list[str] = []
     found: dict[Path, RunPaths] = {}
-    for folder in folders:
+    for folder in (one.path for one in folders):
         try:
             if not folder.is_dir():
                 faults.append(f"{folder} -> no such folder; give that of a run, or one with runs")
@@ -202,14 +228,16 @@ def _load(
             left_out.append(f"{paths.experiment_dir.name}: {fault}")
     if not runs:
         raise NothingToReport([f"{text} -> nothing to report" for text in left_out])
-    return _tell_apart(runs), left_out
+    return _tell_apart(runs, folders), left_out
 
 
-def _tell_apart(runs: Sequence[RunRecord]) -> list[RunRecord]:
+def _tell_apart(runs: Sequence[RunRecord], folders: Sequence[GivenFolder]) -> list[RunRecord]:
     """Runs of the same name with their folders."""
     count = Counter(run.name for run in runs)
     return [
-        run if count[run.name] == 1 else replace(run, name=str(run.paths.experiment_dir))
+        run
+        if count[run.name] == 1
+        else replace(run, name=find_address(run.paths.experiment_dir, folders))
         for run in runs
     ]
 

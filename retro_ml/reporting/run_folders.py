@@ -1,7 +1,8 @@
 """Run folders: found below a folder, and each one's state told from its two small files.
 
 Nothing here is trusted: a file may be missing, torn, foreign or hostile, and then the fault is told
-in words. Only config.json, status.json and run.lock are read, so a thousand runs take a moment.
+in words. Only config.json, status.json and who holds the run are read, so a thousand runs take a
+moment.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from retro_ml.core.artifacts.given_runs import MAX_DEPTH
+from retro_ml.core.engine.run_claim import is_held
 from retro_ml.core.engine.run_lock import find_holder
 from retro_ml.core.experiments.run_paths import RunPaths
 
-MAX_DEPTH = 4
-"""Folders below the one given: output folder, sweep, experiment, and one to spare."""
 _MAX_BYTES = 1_000_000
+_ANY = RunPaths(output_dir="/", experiment_id="any")
 _UNDER_WAY = frozenset({"starting", "running"})
 STATES = ("starting", "running", "completed", "interrupted", "failed", "lost", "unknown")
 """`lost`: status.json says that it is under way, but the process that said so is gone."""
@@ -61,6 +63,11 @@ class RunSummary:
         return self.paths.experiment_dir
 
 
+def is_of_summary(name: str) -> bool:
+    """Whether `summarize` reads a file, by its name in the run's folder."""
+    return name in {path.name for path in (_ANY.config_path, _ANY.status_path, _ANY.claim_path)}
+
+
 def find_runs(folder: Path) -> Iterator[RunPaths]:
     """The runs in `folder` and below, by name; `folder` itself may be one.
 
@@ -73,12 +80,12 @@ def find_runs(folder: Path) -> Iterator[RunPaths]:
 
 
 def summarize(paths: RunPaths) -> RunSummary:
-    """What config.json, status.json and the lock say."""
+    """What config.json, status.json, and the lock or the claim say."""
     faults: list[str] = []
     config = _load(paths.config_path, faults)
     status = _load(paths.status_path, faults)
     state = status.get("state") if status.get("state") in STATES else "unknown"
-    if state in _UNDER_WAY and find_holder(paths.lock_path) is None:
+    if state in _UNDER_WAY and not _is_held(paths):
         state = "lost"
     return RunSummary(
         paths=paths,
@@ -115,6 +122,13 @@ def load_json(path: Path, *, max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise FileFault(f"{path.name} is damaged: it is no JSON object")
     return document
+
+
+def _is_held(paths: RunPaths) -> bool:
+    """By its lock; a run that was fetched from storage has a claim instead."""
+    if os.path.lexists(paths.lock_path):
+        return find_holder(paths.lock_path) is not None
+    return is_held(paths.claim_path)
 
 
 def _paths(folder: Path) -> RunPaths:

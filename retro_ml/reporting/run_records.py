@@ -16,9 +16,16 @@ from retro_ml.core.experiments.differences import read_fields
 from retro_ml.core.experiments.run_paths import RunPaths
 from retro_ml.evaluation.human_scores import human_normalise
 from retro_ml.reporting.metrics_columns import RunMetrics, read_metrics
-from retro_ml.reporting.run_folders import FileFault, RunSummary, load_json, summarize
+from retro_ml.reporting.run_folders import (
+    FileFault,
+    RunSummary,
+    is_of_summary,
+    load_json,
+    summarize,
+)
 
 _PROTOCOLS = ("noop", "machado")
+_ANY = RunPaths(output_dir="/", experiment_id="any")
 _MAX_EVALUATION_BYTES = 200_000_000  # a million games
 
 
@@ -92,6 +99,12 @@ class RunRecord:
     def human_normalise(self, score: float | None) -> float | None:
         """On the scale on which a random agent has 0 and a human 1."""
         return None if score is None else human_normalise(self.rom, score)
+
+
+def is_of_record(name: str) -> bool:
+    """Whether `load_run` reads a file, by its name in the run's folder; films apart."""
+    known = {_ANY.metrics_csv_path, *map(_ANY.evaluation_path, _PROTOCOLS)}
+    return is_of_summary(name) or name in {path.name for path in known}
 
 
 def load_run(paths: RunPaths) -> RunRecord:

@@ -1,10 +1,10 @@
-"""`scripts/cluster_drill`: a cluster of a head and two workers, jobs, a node that dies, a new one.
+"""`scripts/cluster_drill`: a head and two workers, a sweep, a node that dies, a new one.
 
 Token authentication is on, the storage is a folder that all nodes share, and all is done by the
-commands that a user has: `retro-ml doctor`, `retro-ml submit`. With `--docs` what was seen is put
-into docs/cluster.md.
+commands that a user has: `retro-ml doctor`, `retro-ml submit -- sweep`. With `--docs` what was seen
+is put into docs/cluster.md.
 
-Exit codes: 0 every job ended with 0 and left the rows of an undisturbed run, 1 not so.
+Exit codes: 0 every trial was completed and left the rows of an undisturbed one, 1 not so.
 """
 
 from __future__ import annotations
@@ -15,23 +15,26 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from clustering.jobs import (
+    Nodes,
     Submitted,
+    Trials,
+    choose_victim,
     read_events,
     read_rows,
-    run_jobs,
+    read_scores,
     run_undisturbed,
-    wait_for_trainers,
+    write_spec,
 )
-from clustering.nodes import LocalNodes, NamespaceNodes, build_nodes
+from clustering.nodes import build_nodes
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs/cluster.md"
 BEGIN, END = "<!-- drill -->", "<!-- end of drill -->"
+WORKERS, CPUS = 2, 2
+"""Nodes besides the head, and the trials that each has room for."""
 START_TIMEOUT_S, END_TIMEOUT_S = 240.0, 600.0
 
 
@@ -44,47 +47,46 @@ def main() -> int:
     shutil.rmtree(folder, ignore_errors=True)
     shared, undisturbed = folder / "shared", folder / "undisturbed"
     shared.mkdir(parents=True)
+    spec = folder / "drill.json"
+    write_spec(spec, agent_steps=call.agent_steps)
     told = _Told()
-    jobs = run_jobs(shared, agent_steps=call.agent_steps)
-    with build_nodes(cpus=2) as nodes, ExitStack() as followed:
-        nodes.add_worker()
-        nodes.add_worker()
+    with build_nodes(cpus=CPUS) as nodes:
+        for _ in range(WORKERS):
+            nodes.add_worker()
         told(f"a head and two workers are up, {nodes.described}")
-        told(_ask_doctor(nodes, shared), clock=False)
-        submitted = []
-        for number, job in enumerate(jobs):
-            one = Submitted(
-                job,
-                address=nodes.address,
-                environment=nodes.environment,
-                log=folder / f"submit-{number}.txt",
-            )
-            submitted.append(followed.enter_context(one))
-        names = [name for job in jobs for name in job.experiments]
-        folders = [shared / name for name in names]
-        victim = _choose_victim(nodes, wait_for_trainers(folders, START_TIMEOUT_S))
-        told(f"{len(folders)} trials train, and each has saved a checkpoint")
-        nodes.kill(victim)
-        told("one worker's processes are killed with SIGKILL")
-        nodes.add_worker()
-        told("another worker has joined")
-        codes = [one.wait(END_TIMEOUT_S) for one in submitted]
-        told(f"all jobs have ended, with exit codes {', '.join(map(str, codes))}")
-    for job in jobs:
-        run_undisturbed(job, undisturbed)
-    lines, clean = _compare(names, shared, undisturbed)
+        print(_ask_doctor(nodes, shared), flush=True)
+        trials = Trials(shared / spec.stem, nodes)
+        with Submitted(
+            spec,
+            shared,
+            address=nodes.address,
+            environment=nodes.environment,
+            log=folder / "submit.txt",
+        ) as job:
+            at_once = WORKERS * CPUS
+            at_work = trials.wait_for_saved(at_once, job=job, timeout_s=START_TIMEOUT_S)
+            told(f"{at_once} trials train on both workers, and each has saved a checkpoint")
+            victim = choose_victim(at_work)
+            hit = sorted(name for name, home in at_work.items() if home == victim)
+            nodes.kill(victim)
+            told(f"{_shown(victim)} is killed with SIGKILL, and with it {' and '.join(hit)}")
+            told(f"{_shown(nodes.add_worker())} has joined")
+            code = trials.wait_for_end(job, timeout_s=END_TIMEOUT_S)
+            told(f"the sweep has ended, with exit code {code}")
+    run_undisturbed(spec, undisturbed)
+    lines, clean = _compare(trials, shared / spec.stem, undisturbed / spec.stem, hit=hit)
     table = "\n".join(lines)
     print(f"\n{table}")
     if call.docs:
         told_text = "\n".join(told.lines)
         _write_docs(f"```\n{told_text}\n```\n\n{table}")
-    return 0 if clean and not any(codes) else 1
+    return 0 if clean and code == 0 else 1
 
 
 def parse() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(prog="scripts/cluster_drill", description=__doc__)
-    parser.add_argument("--agent-steps", type=int, default=10_400, help="of a trial (10,400)")
+    parser.add_argument("--agent-steps", type=int, default=3_120, help="of a trial (3,120)")
     parser.add_argument("--out", metavar="DIR", default="runs/cluster-drill")
     parser.add_argument("--docs", action="store_true", help="rewrite the drill's part of the docs")
     return parser.parse_args()
@@ -97,13 +99,13 @@ class _Told:
         self.lines: list[str] = []
         self._began_s = time.monotonic()
 
-    def __call__(self, text: str, *, clock: bool = True) -> None:
-        line = f"{time.monotonic() - self._began_s:4.0f} s  {text}" if clock else text
+    def __call__(self, text: str) -> None:
+        line = f"{time.monotonic() - self._began_s:4.0f} s  {text}"
         print(line, flush=True)
         self.lines.append(line)
 
 
-def _ask_doctor(nodes: NamespaceNodes | LocalNodes, shared: Path) -> str:
+def _ask_doctor(nodes: Nodes, shared: Path) -> str:
     words = ["--address", nodes.address, "--output-dir", str(shared), "--set", "use_gpu=false"]
     words += ["--set", "resources.num_cpus=1"]
     done = subprocess.run(
@@ -118,34 +120,31 @@ def _ask_doctor(nodes: NamespaceNodes | LocalNodes, shared: Path) -> str:
     return done.stdout.rstrip()
 
 
-def _choose_victim(nodes: NamespaceNodes | LocalNodes, trainers: dict[Path, int]) -> str:
-    """A worker that trains. Raises SystemExit where none is found."""
-    for pid in trainers.values():
-        name = nodes.find_node(pid)
-        if name is not None:
-            return name
-    raise SystemExit(f"no worker has any of the training processes {sorted(trainers.values())}")
-
-
-def _compare(names: Sequence[str], shared: Path, undisturbed: Path) -> tuple[list[str], bool]:
-    """A Markdown table, a line for each trial; whether nothing differs."""
-    head = ["Trial", "Began at agent step", "Agent steps", "Rows", "Rows lost", "Rows doubled",
-            "Same as undisturbed"]  # fmt: skip
-    table, clean = [head, ["---"] * len(head)], True
-    for name in names:
-        starts = [
-            f"{event['data']['from_step']:,}"
-            for event in read_events(shared / name)
-            if event["event_type"] == "run_started"
-        ]
-        rows, wanted = read_rows(shared / name), read_rows(undisturbed / name)
+def _compare(
+    trials: Trials, sweep: Path, undisturbed: Path, *, hit: list[str]
+) -> tuple[list[str], bool]:
+    """A Markdown table, a line for each trial; whether all is as without the disturbance."""
+    head = ["Trial", "On", "Began at agent step", "Agent steps", "Rows", "Rows lost",
+            "Rows doubled", "Same as undisturbed"]  # fmt: skip
+    table = [head, ["---"] * len(head)]
+    # The same trials, states and scores, and those that were hit have begun again.
+    clean = read_scores(sweep) == read_scores(undisturbed)
+    for name in sorted(path.parent.name for path in undisturbed.glob("*/metrics.csv")):
+        starts = [f"{event['from_step']:,}" for event in read_events(sweep / name, "run_started")]
+        rows, wanted = read_rows(sweep / name), read_rows(undisturbed / name)
         lost = len([row for row in wanted if row not in rows])
         doubled = len(rows) - len({tuple(row.items()) for row in rows})
         same = rows == wanted
-        clean = clean and same
+        clean = clean and same and (len(starts) > 1) == (name in hit)
+        homes = ", then ".join(map(_shown, trials.homes_of(name)))
         counts = [f"{int(rows[-1]['step']):,}", f"{len(rows):,}", f"{lost:,}", f"{doubled:,}"]
-        table.append([name, ", then ".join(starts), *counts, "yes" if same else "NO"])
+        table.append([name, homes, ", then ".join(starts), *counts, "yes" if same else "NO"])
     return ["| " + " | ".join(line) + " |" for line in table], clean
+
+
+def _shown(node: str) -> str:
+    """`node 2`: the head is 1."""
+    return f"node {node.rpartition('n')[2]}"
 
 
 def _write_docs(text: str) -> None:

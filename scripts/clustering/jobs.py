@@ -1,7 +1,4 @@
-"""Jobs of the drill: submitted as a user would, watched by their files, done again undisturbed.
-
-A job is the words behind `retro-ml submit --`, and the experiments that it leaves.
-"""
+"""The drill's sweep: submitted as a user would, watched by its files, run again undisturbed."""
 
 from __future__ import annotations
 
@@ -10,60 +7,46 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clustering.nodes import LocalNodes, NamespaceNodes
+
+Nodes = NamespaceNodes | LocalNodes
 CLOCK = "timestamp"
 """Together with the columns that end in _s, what two runs of the same config differ in."""
+POLL_S = 0.5
 
 
-@dataclass(frozen=True)
-class Job:
-    """One command for the cluster."""
-
-    words: tuple[str, ...]
-    experiments: tuple[str, ...]
-    """The folders that it leaves, by their paths in the output folder."""
-
-
-def run_jobs(output_dir: Path, *, agent_steps: int) -> list[Job]:
-    """Three runs, one of each algorithm, on a CPU each."""
-    jobs = []
-    for algorithm in ("A2C", "PPO", "DQN"):
-        name = f"drill-{algorithm.lower()}"
-        total = agent_steps // (4 if algorithm == "DQN" else 1)  # it is so much slower
-        settings = [
-            "resources.num_cpus=1",
-            f"checkpointing.every_steps={total // 8}",
-            "use_gpu=false",
-            *(
-                ["dqn.replay_size=10000", "dqn.warmup_agent_steps=500"]
-                if algorithm == "DQN"
-                else []
-            ),
-        ]
-        words = [
-            *("run", "--game-id", "BreakoutNoFrameskip-v4", "--algorithm", algorithm),
-            *("--total-timesteps", str(total)),
-            *("--seed", "1", "--output-dir", str(output_dir), "--experiment-id", name),
-        ]
-        words += [word for setting in settings for word in ("--set", setting)]
-        jobs.append(Job(tuple(words), (name,)))
-    return jobs
+def write_spec(path: Path, *, agent_steps: int) -> None:
+    """A sweep of each algorithm with two seeds; a trial takes a CPU, and is saved three times."""
+    spec = {
+        "base": {
+            "game_id": "breakout",
+            "total_timesteps": agent_steps,
+            "use_gpu": False,
+            "resources": {"num_cpus": 1},
+            "checkpointing": {"every_steps": agent_steps // 3},
+            "dqn": {"replay_size": 10_000, "warmup_agent_steps": 500},
+        },
+        "grid": {"algorithm": ["A2C", "PPO", "DQN"], "seed": [1, 2]},
+    }
+    path.write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
 
 
 class Submitted:
-    """A job that `retro-ml submit` follows; `with` ends the following, not the job."""
+    """A sweep's job that `retro-ml submit` follows; `with` ends the following, not the job."""
 
-    def __init__(self, job: Job, *, address: str, environment: dict[str, str], log: Path) -> None:
-        self.job = job
-        self.log = log
+    def __init__(
+        self, spec: Path, output_dir: Path, *, address: str, environment: dict[str, str], log: Path
+    ) -> None:
         command = [sys.executable, "-P", "-m", "retro_ml.submit", "--address", address, "--"]
+        words = ["sweep", str(spec), "--output-dir", str(output_dir)]
         with log.open("wb") as file:
             self._process = subprocess.Popen(
-                [*command, *job.words], stdout=file, stderr=subprocess.STDOUT, env=environment
+                [*command, *words], stdout=file, stderr=subprocess.STDOUT, env=environment
             )
 
     def __enter__(self) -> Submitted:
@@ -73,38 +56,82 @@ class Submitted:
         self._process.kill()
         self._process.wait()
 
-    def wait(self, timeout_s: float) -> int:
-        """The exit code. Raises TimeoutExpired."""
-        return self._process.wait(timeout_s)
+    @property
+    def exit_code(self) -> int | None:
+        """None while the job runs."""
+        return self._process.poll()
 
 
-def read_events(folder: Path) -> list[dict[str, Any]]:
-    """All whole lines of a run's events.log."""
+class Trials:
+    """The trials in a sweep's folder: where each attempt of theirs ran, and how far it came."""
+
+    def __init__(self, folder: Path, nodes: Nodes) -> None:
+        self._folder = folder
+        self._nodes = nodes
+        self._homes: dict[tuple[str, int], str] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Of the trials that have begun."""
+        return sorted(path.parent.name for path in self._folder.glob("*/events.log"))
+
+    def look(self) -> None:
+        """Notes on which nodes the attempts are that are alive."""
+        for name in self.names:
+            for number, event in enumerate(read_events(self._folder / name, "run_started")):
+                if (name, number) not in self._homes:
+                    home = self._nodes.find_node(event["pid"])
+                    if home is not None:
+                        self._homes[name, number] = home
+
+    def homes_of(self, name: str) -> list[str]:
+        """The nodes of a trial's attempts, as far as they were seen."""
+        return [home for (one, _), home in sorted(self._homes.items()) if one == name]
+
+    def wait_for_saved(self, count: int, *, job: Submitted, timeout_s: float) -> dict[str, str]:
+        """Until so many trials train on workers and have saved a checkpoint: where each one is.
+
+        Raises SystemExit where that does not come about.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s and job.exit_code is None:
+            self.look()
+            at_work = {name: home for name in self.names if (home := self._find_saved(name))}
+            if len(at_work) >= count:
+                return at_work
+            time.sleep(POLL_S)
+        raise SystemExit(f"{count} trials were never at work at once: see {self._folder}")
+
+    def wait_for_end(self, job: Submitted, *, timeout_s: float) -> int:
+        """The job's exit code. Raises SystemExit."""
+        deadline_s = time.monotonic() + timeout_s
+        while (code := job.exit_code) is None:
+            if time.monotonic() > deadline_s:
+                raise SystemExit(f"the job did not end within {timeout_s:g} s: see {self._folder}")
+            self.look()
+            time.sleep(POLL_S)
+        return code
+
+    def _find_saved(self, name: str) -> str | None:
+        """The node where a trial trains that has saved a checkpoint."""
+        folder = self._folder / name
+        starts = read_events(folder, "run_started")
+        if not starts or not read_events(folder, "checkpoint_saved"):
+            return None
+        return self._nodes.find_node(starts[-1]["pid"])
+
+
+def choose_victim(at_work: Mapping[str, str]) -> str:
+    """The worker with the most trials."""
+    return Counter(at_work.values()).most_common(1)[0][0]
+
+
+def read_events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """The data of a run's events of a kind, as far as their lines are whole."""
     path = folder / "events.log"
-    if not path.exists():
-        return []
-    return [
-        json.loads(line) for line in path.read_text("utf-8").splitlines(True) if line[-1] == "\n"
-    ]
-
-
-def find_trainer(folder: Path) -> int | None:
-    """The process id of a run's newest attempt, once it has saved a checkpoint."""
-    events = read_events(folder)
-    starts = [event["data"]["pid"] for event in events if event["event_type"] == "run_started"]
-    saved = any(event["event_type"] == "checkpoint_saved" for event in events)
-    return starts[-1] if starts and saved else None
-
-
-def wait_for_trainers(folders: Sequence[Path], timeout_s: float) -> dict[Path, int]:
-    """Until every run trains and has saved a checkpoint: their process ids. Raises SystemExit."""
-    deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s:
-        found = {folder: find_trainer(folder) for folder in folders}
-        if all(found.values()):
-            return {folder: pid for folder, pid in found.items() if pid is not None}
-        time.sleep(0.5)
-    raise SystemExit(f"not all runs began within {timeout_s:g} s: see {folders[0].parent}")
+    lines = path.read_text("utf-8").splitlines(True) if path.exists() else []
+    events = [json.loads(line) for line in lines if line[-1] == "\n"]
+    return [event["data"] for event in events if event["event_type"] == kind]
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:
@@ -117,12 +144,13 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
     ]
 
 
-def run_undisturbed(job: Job, output_dir: Path) -> None:
-    """The same command on this machine, without a cluster. Raises CalledProcessError."""
-    words = [str(output_dir) if word == _folder_of(job) else word for word in job.words]
-    command = [sys.executable, "-P", "-m", f"retro_ml.{words[0]}", *words[1:], "--quiet"]
-    subprocess.run(command, check=True)
+def read_scores(folder: Path) -> list[tuple[str, str, float]]:
+    """A sweep's leaderboard: trial, state, score, the best first."""
+    board = json.loads((folder / "leaderboard.json").read_text("utf-8"))
+    return [(one["experiment_id"], one["state"], one["score"]) for one in board["trials"]]
 
 
-def _folder_of(job: Job) -> str:
-    return job.words[job.words.index("--output-dir") + 1]
+def run_undisturbed(spec: Path, output_dir: Path) -> None:
+    """The same sweep on this machine, without a cluster. Raises CalledProcessError."""
+    words: Sequence[str] = [str(spec), "--output-dir", str(output_dir), "--quiet"]
+    subprocess.run([sys.executable, "-P", "-m", "retro_ml.sweep", *words], check=True)

@@ -1,6 +1,6 @@
 """`scripts/scale_simulation`: what a driver bears, and what a step costs the network.
 
-Prints two tables; with `--docs` they are put into docs/scaling.md.
+Prints four tables; with `--docs` they are put into docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from scaling.engine import Stages, measure_engine
 from scaling.traffic import measure_traffic
 from scaling.trials import Measured, Sample, measure_bus, measure_trials
 
@@ -30,7 +31,9 @@ def main() -> int:
     measured = measure_trials(
         folder, count=call.trials, at_once=call.at_once, iterations=call.iterations
     )
-    text = "\n\n".join([_driver_table(measured), _bus_table(call.trials), _traffic_table()])
+    stages = measure_engine(folder / "engine", count=call.trials, iterations=call.iterations)
+    tables = [_driver_table(measured), _engine_table(stages), _bus_table(call.trials)]
+    text = "\n\n".join([*tables, _traffic_table()])
     print(text)
     if call.docs:
         document = DOCUMENT.read_text(encoding="utf-8")
@@ -89,6 +92,29 @@ def _driver_table(measured: Measured) -> str:
 def _line(name: str, sample: Sample, rate: str = "", cpu_ms: str = "") -> str:
     memory = f"{sample.memory_bytes / 1e6:,.0f}"
     return f"| {name} | {rate} | {cpu_ms} | {memory} | {sample.open_files:,} |"
+
+
+def _engine_table(stages: Stages) -> str:
+    """A sweep's engine without Ray, stage by stage."""
+    events = stages.trained.events
+    lines = [
+        f"| The engine of a sweep of {stages.trials:,} trials, all under way at once, without Ray "
+        "| How many | ms each | CPU ms each | Memory, MB | Open files |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for words, count, before, after in (
+        ("trials begin", stages.trials, stages.before, stages.begun),
+        ("events", events, stages.begun, stages.trained),
+        ("trials end", stages.trials, stages.trained, stages.ended),
+    ):
+        wall_ms = 1_000 * (after.elapsed_s - before.elapsed_s) / count
+        cpu_ms = 1_000 * (after.cpu_s - before.cpu_s) / count
+        memory = f"{after.memory_bytes / 1e6:,.0f}"
+        lines.append(
+            f"| {words} | {count:,} | {wall_ms:.2f} | {cpu_ms:.2f} | {memory} "
+            f"| {after.open_files:,} |"
+        )
+    return "\n".join(lines)
 
 
 def _bus_table(experiments: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ray.tune import Trainable
 
-from retro_ml.cluster.trial_actor import EXPERIMENT, TrialActor
+from retro_ml.cluster.trial_actor import TrialActor
 from retro_ml.rllib.names import AGENT_STEPS, POINTER_FILE, RECORDS, SCORE
 
 ITERATION_AGENT_STEPS = 1_024
@@ -21,25 +21,16 @@ GAMES = 8
 EVENTS_PER_ITERATION = GAMES + 1
 
 
-class EmittingTrial(Trainable):
-    """Takes the place of `TrialActor`."""
+class Emitter:
+    """The records of one trial, iteration by iteration."""
 
-    default_resource_request = TrialActor.default_resource_request
+    def __init__(self) -> None:
+        self.agent_steps = self._games = self._number = 0
 
-    def setup(self, config: dict[str, Any]) -> None:
-        """Begins at agent step 0."""
-        self._steps = self._games = self._number = 0
-        self._experiment = config[EXPERIMENT]
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Another trial in the same process: starting one takes the machine a second."""
-        self.setup(new_config)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """One iteration's records."""
+    def emit(self) -> tuple[list[dict[str, Any]], float]:
+        """The next iteration's, and the score after it."""
         records = []
-        if not self._steps:
+        if not self.agent_steps:
             records.append(_record("run_started", {"from_step": 0, "device": "cpu", "pid": 1}))
         for game in range(GAMES):
             self._games += 1
@@ -47,7 +38,7 @@ class EmittingTrial(Trainable):
                 _record(
                     "episode_finished",
                     {
-                        "step": self._steps + (game + 1) * ITERATION_AGENT_STEPS // GAMES,
+                        "step": self.agent_steps + (game + 1) * ITERATION_AGENT_STEPS // GAMES,
                         "reward": float(self._games % 7),
                         "length": 180 + self._games % 50,
                         "frames": 4 * (180 + self._games % 50),
@@ -55,13 +46,13 @@ class EmittingTrial(Trainable):
                     },
                 )
             )
-        self._steps += ITERATION_AGENT_STEPS
+        self.agent_steps += ITERATION_AGENT_STEPS
         self._number += 1
         row = {
-            "step": self._steps,
+            "step": self.agent_steps,
             "reward": 1.5925925925925926,
             "iteration": self._number,
-            "frames": 4 * self._steps,
+            "frames": 4 * self.agent_steps,
             "games": self._games,
             "policy_loss": -0.0026480811648070812,
             "value_loss": 0.11286348849534988,
@@ -74,11 +65,31 @@ class EmittingTrial(Trainable):
             "time_total_s": 2.2 * self._number,
         }
         records.append(_record("training_step", row))
-        return {RECORDS: records, AGENT_STEPS: self._steps, SCORE: row["reward"]}
+        return records, row["reward"]
+
+
+class EmittingTrial(Trainable):
+    """Takes the place of `TrialActor`."""
+
+    default_resource_request = TrialActor.default_resource_request
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Begins at agent step 0."""
+        self._emitter = Emitter()
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Another trial in the same process: starting one takes the machine a second."""
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One iteration's records."""
+        records, score = self._emitter.emit()
+        return {RECORDS: records, AGENT_STEPS: self._emitter.agent_steps, SCORE: score}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """The note that points to a run's own checkpoint, which is not there."""
-        pointer = {"path": "checkpoints/none", "agent_steps": self._steps}
+        pointer = {"path": "checkpoints/none", "agent_steps": self._emitter.agent_steps}
         (Path(checkpoint_dir) / POINTER_FILE).write_text(json.dumps(pointer), encoding="utf-8")
 
     def load_checkpoint(self, checkpoint: Any) -> None:

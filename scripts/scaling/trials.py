@@ -77,7 +77,7 @@ def measure_trials(folder: Path, *, count: int, at_once: int, iterations: int) -
         for number in range(count)
     ]
     bus = MetricEventBus()
-    watch = _Watch()
+    watch = Watch()
     before = watch.look()
     # model.zip is made of a checkpoint, of which there is none here.
     writers: list[RunWriter] = [
@@ -127,7 +127,7 @@ def _logical(at_once: int) -> Iterator[None]:
         yield
 
 
-class _Watch:
+class Watch:
     """Looks at this process every second for the time of a `with` block."""
 
     def __init__(self) -> None:
@@ -137,7 +137,7 @@ class _Watch:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> Watch:
         self._thread.start()
         return self
 

@@ -35,11 +35,12 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[LocalNodes]:
-    """A head without CPUs and a worker, token authentication on."""
+    """A head without CPUs and two workers of one CPU each, token authentication on."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
         patch.delenv("RAY_ADDRESS", raising=False)
-        with LocalNodes(cpus=2) as nodes:
+        with LocalNodes(cpus=1) as nodes:
+            nodes.add_worker()
             nodes.add_worker()
             yield nodes
 
@@ -99,7 +100,7 @@ def wait_for(folder: Path, kind: str, *, count: int = 1) -> list[dict[str, Any]]
 def test_the_doctor_looks_from_inside(call: Command, tmp_path: Path) -> None:
     done = call("doctor", "--output-dir", str(tmp_path), "--no-use-gpu")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "2 nodes, 2 CPUs" in done.stdout
+    assert "3 nodes, 2 CPUs" in done.stdout
     assert "written and read by each node" in done.stdout
     assert list(tmp_path.iterdir()) == []
     refused = call("doctor", "--output-dir", "/proc/nowhere", "--set", "resources.num_cpus=3")
@@ -117,32 +118,48 @@ def test_a_wrong_token_and_none_are_told_apart(call: Command, tmp_path: Path) ->
     assert "wants a token" in none.stderr
 
 
-def test_a_node_dies_and_another_joins(nodes: LocalNodes, call: Command, tmp_path: Path) -> None:
-    words = words_of(tmp_path, "survivor", agent_steps=5_000)
+def test_a_sweep_survives_a_node_that_dies(
+    nodes: LocalNodes, call: Command, tmp_path: Path
+) -> None:
+    base = {
+        "game_id": "breakout",
+        "algorithm": "A2C",
+        "total_timesteps": 3_000,
+        "use_gpu": False,
+        "checkpointing": {"every_steps": 1_000},
+        "resources": {"num_cpus": 1},
+    }
+    spec = tmp_path / "survivor.json"
+    spec.write_text(json.dumps({"base": base, "grid": {"seed": [1, 2]}}))
+    words = ["sweep", str(spec), "--output-dir", str(tmp_path)]
     left = call("submit", "--no-wait", "--", *words)
     assert left.returncode == 0, left.stderr
-    folder = tmp_path / "survivor"
-    wait_for(folder, "checkpoint_saved", count=2)
-    attempt = events_of(folder, "run_started")[0]
-    victim = nodes.find_node(attempt["pid"])
-    assert victim is not None
-    nodes.kill(victim)
+    folders = [tmp_path / "survivor" / f"breakout-a2c-s{seed}" for seed in (1, 2)]
+    saved = {folder: wait_for(folder, "checkpoint_saved") for folder in folders}
+    homes = {f: nodes.find_node(events_of(f, "run_started")[0]["pid"]) for f in folders}
+    assert None not in homes.values()
+    assert len(set(homes.values())) == 2, "a trial on each worker"
+    hit = min(folders, key=lambda folder: len(events_of(folder, "checkpoint_saved")))
+    nodes.kill(str(homes[hit]))
     nodes.add_worker()
 
     followed = call("submit", "--", *words)
 
     assert followed.returncode == 0, followed.stdout + followed.stderr
-    assert "is there already: running" in followed.stderr
-    assert "done: A2C on breakout, 5,200 agent steps" in followed.stdout
-    begun = [attempt["from_step"] for attempt in events_of(folder, "run_started")]
-    assert len(begun) == 2
-    assert begun[0] == 0
-    assert begun[1] >= 1_040
-    rows = read_rows(RunPaths(str(tmp_path), "survivor").metrics_csv_path)
-    steps = [row["step"] for row in rows if row["type"] == "training_step"]
-    assert steps == list(range(1_040, 5_201, 1_040))
-    games = [row["games"] for row in rows if row["type"] == "episode_finished"]
-    assert games == list(range(1, len(games) + 1))
+    assert "job survivor is there already: running" in followed.stderr
+    assert "done: sweep survivor, 2 trials" in followed.stdout
+    for folder in folders:
+        begun = [attempt["from_step"] for attempt in events_of(folder, "run_started")]
+        assert begun[0] == 0
+        assert len(begun) == (2 if folder == hit else 1)
+        assert begun[-1] >= saved[folder][0]["step"] * (folder == hit)
+        rows = list(read_rows(RunPaths(str(folder.parent), folder.name).metrics_csv_path))
+        games = [number for number, row in enumerate(rows) if row["type"] == "episode_finished"]
+        iterations = [number for number, row in enumerate(rows) if row["type"] == "training_step"]
+        assert [rows[number]["step"] for number in iterations] == [1_040, 2_080, 3_120]
+        for number in iterations:  # as many games before it as it counts: none lost, none doubled
+            assert rows[number]["games"] == len([game for game in games if game < number])
+        assert json.loads((folder / "status.json").read_text())["state"] == "completed"
 
     again = call("submit", "--", *words)
     assert again.returncode == 0

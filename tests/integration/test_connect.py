@@ -175,3 +175,14 @@ def test_nothing_below_python_aborts_a_driver_that_stops() -> None:
     )
     assert (done.returncode, done.stdout) == (0, "stopping\naborted in 0.0\n"), done.stderr
     assert "SIGTERM received" not in done.stderr
+
+
+@pytest.mark.nightly
+def test_a_node_that_does_not_answer_for_a_while_is_not_given_up() -> None:
+    with connect(None):
+        ray.get(ray.remote(_pid).remote())
+        (raylet,) = [one for one in psutil.Process().children() if one.name() == "raylet"]
+        raylet.suspend()
+        time.sleep(75)  # Ray's own patience is at most five checks of 10 s, one every 3 s
+        raylet.resume()
+        assert ray.get(ray.remote(_pid).remote(), timeout=60) != os.getpid()

@@ -38,6 +38,11 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--", "run", "--game-id", "pong"], "output_dir: runs -> the whole name of a folder"),
         (["--", "run", "--game-id", "pongg", "--output-dir", "/tmp"], "did you mean pong"),
         (["--", "run", "--game-id", "pong", "--ray-address", "x"], "--ray-address: unexpected"),
+        (["--", "sweep", "none.yaml", "--output-dir", "/tmp"], "none.yaml: no such file"),
+        (["--", "sweep", "atari-5", "--sett", "x"], "--sett: unknown -> did you mean --set?"),
+        (["--", "sweep", "atari-5"], "output_dir: runs -> the whole name of a folder"),
+        (["--", "sweep", "atari-5", "--output-dir", "x"], "output_dir: x -> the whole name"),
+        (["--", "run", "--game-id", "pong", "pongg", "--output-dir", "/x"], "did you mean pong"),
         (["--job-id", "../x"], "--job-id: ../x"),
         (["--job-id", "x", "--stop", "--", "run"], "--stop: unexpected"),
         (["--address", "ray://x:1", "--job-id", "x"], None),
@@ -192,6 +197,26 @@ def test_the_same_command_again_is_the_same_job(status: str, started: list[str])
     assert job_id == (started or ["x"])[0]
 
 
+@pytest.mark.parametrize(
+    ("words", "name", "added"),
+    [
+        (["sweep", "rates.yaml"], "rates", ["--name", "rates"]),
+        (["sweep", "rates.yaml", "--name", "mine"], "mine", []),
+        (["sweep", "atari-5", "--set=output_dir=/mnt/runs"], "atari-5", ["--name", "atari-5"]),
+        (["run", "--game-id", "pong", "qbert", "--experiment-id", "two"], "two", []),
+        (["run", "--game-id", "pong", "--experiment-id", "one"], "one", []),
+    ],
+)
+def test_a_job_and_what_it_leaves_have_one_name(
+    tmp_path: Path, words: list[str], name: str, added: list[str]
+) -> None:
+    (tmp_path / "rates.yaml").write_text("output_dir: /mnt/runs\nbase: {game_id: pong}\n")
+    if words[0] == "run":
+        words = [*words, "--output-dir", "/mnt/runs"]
+    flags = argparse.Namespace(job_id=None, allow_open_cluster=False)
+    assert submit._prepare(flags, words) == (name, [*words, *added])
+
+
 def test_a_running_job_of_other_words_is_left_alone() -> None:
     fake = FakeJobs(x=("RUNNING", "other"))
     with pytest.raises(LaunchError, match="running with other words"):
@@ -231,6 +256,22 @@ def test_the_doctor_looks_at_this_machine(capsys: pytest.CaptureFixture[str]) ->
     faults = [check["name"] for check in json.loads(captured.out)["checks"] if check["fault"]]
     assert faults == ["memory", "placement"]
     assert captured.err.count("error: ") == 2
+
+
+def test_the_doctor_tries_the_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RETRO_ML_STAGING", str(tmp_path / "staging"))
+    assert doctor.main(["--output-dir", f"file://{tmp_path}/storage"]) == 0
+    assert f"file://{tmp_path}/storage: written and read" in capsys.readouterr().out
+    assert list((tmp_path / "storage").iterdir()) == []
+    assert doctor.main(["--output-dir", "file:///proc/nowhere"]) == 3
+    assert "error: storage: cannot write" in capsys.readouterr().err
+
+
+def test_the_doctor_takes_one_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main(["--game-id", "pong", "qbert"]) == 2
+    assert "a sweep -> one of its experiments" in capsys.readouterr().err
 
 
 OUTPUT = "one\ntwo\nthree\nfour\n"

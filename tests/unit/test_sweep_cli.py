@@ -42,7 +42,11 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append((config, options))
         failed = [SimpleNamespace(experiment_id="pong-ppo-s0", error="no luck")]
         return SimpleNamespace(
-            exit_code=1, error=None, failed=failed, as_dict=lambda: {"success": False}
+            exit_code=1,
+            error=None,
+            failed=failed,
+            storage=None,
+            as_dict=lambda: {"success": False},
         )
 
     api = ModuleType("retro_ml.api")

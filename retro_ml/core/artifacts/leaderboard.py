@@ -1,7 +1,9 @@
 """leaderboard.csv and leaderboard.json: how the trials of a sweep stand, and who is ahead.
 
 A combination is what all trials share that differ in nothing but their seed. Combinations and
-trials are ranked within their game by their score, the mean of a trial's last 100 games.
+trials are ranked within their game by their score, the mean of a trial's last 100 games; equal
+scores share a place. A failed trial has no place, and does not count for its combination. One that
+is still under way, or was interrupted, counts as long as none of its combination has ended.
 """
 
 import csv
@@ -22,6 +24,7 @@ Normalise = Callable[[str, float], float | None]
 
 STATES = ("waiting", "running", "completed", "stopped", "interrupted", "failed")
 """stopped: by the scheduler, for good; interrupted: the next call goes on."""
+_ENDED = frozenset({"completed", "stopped"})
 _NO_SETTINGS = frozenset({"game_id", "algorithm", "seed"})
 _COLUMNS = (
     "level",
@@ -31,6 +34,7 @@ _COLUMNS = (
     "settings",
     "seed",
     "trials",
+    "counted",
     "score",
     "score_min",
     "score_max",
@@ -78,25 +82,34 @@ class Combination:
 
     @property
     def scores(self) -> list[float]:
-        """Of the trials that have one."""
-        return [trial.score for trial in self.trials if trial.score is not None]
+        """Of the trials that count: those that ended, or else those that have not failed."""
+        found = [trial for trial in self.trials if trial.score is not None]
+        ended = [trial for trial in found if trial.state in _ENDED]
+        counted = ended or [trial for trial in found if trial.state != "failed"]
+        return [trial.score for trial in counted if trial.score is not None]
 
     @property
     def score(self) -> float | None:
-        """Mean over the trials; None where no game was finished."""
+        """Mean over the trials that count; None where there is none."""
         return fmean(self.scores) if self.scores else None
 
 
 def rank_trials(standings: Iterable[Standing]) -> list[Standing]:
-    """By game, then the best first; those without a score last."""
-    return sorted(standings, key=lambda one: (one.game, _descending(one.score), one.experiment_id))
+    """By game, then the best first; last those that failed or have no score."""
+
+    def order(one: Standing) -> tuple[str, bool, float, str]:
+        return one.game, one.state == "failed", _descending(one.score), one.experiment_id
+
+    return sorted(standings, key=order)
 
 
 def rank_combinations(standings: Iterable[Standing]) -> list[Combination]:
     """By game, then the best first."""
     groups: defaultdict[tuple[str, str, str], list[Standing]] = defaultdict(list)
     for one in standings:
-        groups[one.game, one.algorithm, settings_words(one.settings)].append(one)
+        # Exactly: as words two draws may look alike.
+        exact = json.dumps(one.settings, sort_keys=True, default=str)
+        groups[one.game, one.algorithm, exact].append(one)
     combinations = [
         Combination(game, algorithm, trials[0].settings, tuple(trials))
         for (game, algorithm, _), trials in groups.items()
@@ -154,6 +167,7 @@ def _combination_row(one: Combination, normalise: Normalise) -> dict[str, Any]:
         "algorithm": one.algorithm,
         "settings": settings_words(one.settings),
         "trials": len(one.trials),
+        "counted": len(scores),
         "score": one.score,
         "score_min": min(scores, default=None),
         "score_max": max(scores, default=None),
@@ -172,6 +186,7 @@ def _trial_row(one: Standing, normalise: Normalise) -> dict[str, Any]:
         "settings": settings_words(one.settings),
         "seed": one.seed,
         "trials": 1,
+        "counted": int(one.score is not None and one.state != "failed"),
         "score": one.score,
         "human_normalised": None if one.score is None else normalise(one.game, one.score),
         "games": one.games,
@@ -183,12 +198,13 @@ def _trial_row(one: Standing, normalise: Normalise) -> dict[str, Any]:
 
 
 def _ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """With their place within the game; rows without a score have none."""
-    places: defaultdict[str, int] = defaultdict(int)
+    """With their place within the game; rows that count for nothing have none."""
+    scores: defaultdict[str, list[float]] = defaultdict(list)
     for row in rows:
-        if row["score"] is not None:
-            places[row["game"]] += 1
-            row["rank"] = places[row["game"]]
+        if row["counted"]:
+            above = scores[row["game"]]
+            above.append(row["score"])
+            row["rank"] = 1 + above.index(row["score"])  # equal ones share the first one's
     return rows
 
 

@@ -128,16 +128,11 @@ class RemoteFolder:
 
     def list(self) -> dict[str, int]:
         """Name -> bytes of every object in the folder and below; empty where there is none."""
-        from pyarrow.fs import FileSelector, FileType
+        return {name: info.size for name, info in self._list().items()}
 
-        root = self._path("").rstrip("/")
-
-        def ask(files: Any) -> dict[str, int]:
-            found = files.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
-            named = ((info.path.removeprefix(root).lstrip("/"), info) for info in found)
-            return {name: info.size for name, info in named if info.type == FileType.File}
-
-        return self._try("list it", ask)
+    def list_times(self) -> dict[str, float]:
+        """Name -> when it was last written, in seconds since 1970 by the storage's clock."""
+        return {name: info.mtime_ns / 1e9 for name, info in self._list().items()}
 
     def delete(self, name: str) -> None:
         """Removes an object; one that is not there is no fault."""
@@ -161,6 +156,18 @@ class RemoteFolder:
 
     def _path(self, name: str) -> str:
         return f"{self._location.path}/{name}"
+
+    def _list(self) -> dict[str, Any]:
+        from pyarrow.fs import FileSelector, FileType
+
+        root = self._path("").rstrip("/")
+
+        def ask(files: Any) -> dict[str, Any]:
+            found = files.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
+            named = ((info.path.removeprefix(root).lstrip("/"), info) for info in found)
+            return {name: info for name, info in named if info.type == FileType.File}
+
+        return self._try("list it", ask)
 
     def _put(self, files: Any, name: str, content: bytes | IO[bytes]) -> None:
         path = self._path(name)

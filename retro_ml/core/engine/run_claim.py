@@ -107,6 +107,23 @@ def outlive(before: Claim | None, run: RemoteFolder, *, notice: Callable[[str], 
             raise RunLocked(str(now))
 
 
+def is_held(path: Path) -> bool:
+    """Whether a driver that sends to storage was at work when its claim was last written.
+
+    Args:
+        path: of a claim fetched from storage, with the time it was written there. One look can only
+            go by the clocks, which is enough to show a run's state.
+    """
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
+        claim = Claim.read(path.read_bytes())
+        age_s = time.time() - path.stat().st_mtime
+    except OSError:
+        return False
+    return claim is not None and not claim.released and age_s < LEASE_S + RENEWAL_S
+
+
 class ClaimKeeper(Mirror):
     """Holds a claim and renews it.
 

@@ -122,17 +122,18 @@ def open_run(
 
 def load_config(config: ExperimentConfig) -> ExperimentConfig:
     """The config that a run's folder holds. Raises: BadRunFolder."""
-    path = config.paths.config_path
     try:
-        return ExperimentConfig.model_validate_json(read_small(path))
-    except ValidationError as error:
-        reason = "; ".join(config_faults(error))
+        return parse_config(read_small(config.paths.config_path), config)
     except OSError as error:
-        reason = _reason(error)
-    raise BadRunFolder(
-        f"experiment_id: {config.experiment_id} -> {path} cannot be read ({reason}); mend it, or "
-        "choose --restart-behavior restart to begin anew and keep that folder aside"
-    )
+        raise _unreadable(config, _reason(error)) from None
+
+
+def parse_config(content: bytes, config: ExperimentConfig) -> ExperimentConfig:
+    """The config.json of a run, whose config this should be. Raises: BadRunFolder."""
+    try:
+        return ExperimentConfig.model_validate_json(content)
+    except ValidationError as error:
+        raise _unreadable(config, "; ".join(config_faults(error))) from None
 
 
 def save_config(config: ExperimentConfig) -> None:
@@ -270,6 +271,14 @@ def _find_resume_point(config: ExperimentConfig, storage: RunStorage | None) -> 
             f"{where}{path}: {_reason(error)}; make all in {config.paths.experiment_dir} readable "
             f"and writable, or choose {anew}"
         ) from None
+
+
+def _unreadable(config: ExperimentConfig, reason: str) -> BadRunFolder:
+    return BadRunFolder(
+        f"experiment_id: {config.experiment_id} -> {config.paths.config_path} cannot be read "
+        f"({reason}); mend it, or choose --restart-behavior restart to begin anew and keep that "
+        "folder aside"
+    )
 
 
 def _read_initial(

@@ -13,13 +13,20 @@ import dataclasses
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from retro_ml.core.artifacts.leaderboard import Normalise
 from retro_ml.core.artifacts.metrics_file import read_rows
 from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.engine.launcher import LaunchError, SweepLauncher, Trial, TrialEnd
-from retro_ml.core.engine.run_folder import BadRunFolder, ReadInitial, load_config, open_run
+from retro_ml.core.engine.run_folder import (
+    BadRunFolder,
+    ReadInitial,
+    load_config,
+    open_run,
+    parse_config,
+)
 from retro_ml.core.engine.run_log import RunLog, TrialLogs
 from retro_ml.core.engine.run_session import RunSession
 from retro_ml.core.engine.stop_signals import StopSignals
@@ -69,6 +76,7 @@ class SweepEngine:
         self._stop = StopSignals(on_first=self._ask_to_stop, before_exit=lambda: None)
         self._stopping = False
         self._storage = SweepStorage(config)
+        self._stored_configs: Mapping[str, bytes] = {}
         self.ended_before: list[str] = []
 
     def run(self) -> SweepResult:
@@ -82,6 +90,7 @@ class SweepEngine:
         self._progress = build_sweep_progress(self._board, self._options, sys.stderr)
         opened = open_sweep(self._config, self._options, notice=self._progress.notice)
         try:
+            self._stored_configs = opened.stored_configs
             self._read_past()
             self._storage.start()
             with (
@@ -217,6 +226,7 @@ class SweepEngine:
             )
         except (BadRunFolder, NoFittingValues) as error:
             standing.state, standing.error = "failed", str(error)
+            self._search.tell(planned, None)
             self._progress.trial_ended(standing)
             return None
         if opened.finished is not None:
@@ -244,39 +254,53 @@ class SweepEngine:
 
     def _with_values(self, planned: PlannedTrial) -> PlannedTrial:
         """The trial with the values it has been given: by a search, or by PBT before this call."""
-        pbt = self._config.scheduler == "pbt"
-        if not planned.open and not pbt:
+        if not self._paths_of_chosen(planned):
             return planned
-        if planned.config.paths.config_path.exists():
-            stored = load_config(planned.config)
-            paths = planned.open or [p for p in self._config.distributions if p in planned.values]
-            planned = planned.choose({path: read_value(stored, path) for path in paths})
+        values = self._read_chosen(planned)
+        if values is not None:
+            planned = planned.choose(values)
         elif planned.open:
             planned = self._search.choose(planned)
         self._board[planned.experiment_id].values = planned.values
         return planned
 
+    def _paths_of_chosen(self, planned: PlannedTrial) -> list[str]:
+        """The fields whose values the trial's own config.json tells, and not the sweep."""
+        if self._config.scheduler == "pbt":
+            return [path for path in self._config.distributions if path in planned.values]
+        return list(planned.open)
+
+    def _read_chosen(self, planned: PlannedTrial) -> dict[str, Any] | None:
+        """Their values by path; None where the trial has not begun. Raises: BadRunFolder."""
+        stored = self._stored_configs.get(planned.experiment_id)
+        if planned.config.paths.config_path.exists():
+            config = load_config(planned.config)
+        elif stored is not None:
+            config = parse_config(stored, planned.config)
+        else:
+            return None
+        return {path: read_value(config, path) for path in self._paths_of_chosen(planned)}
+
     def _read_past(self) -> None:
         """What earlier calls left: every trial's standing, and for a search what it led to."""
         for planned in self._config.trials:
-            status = load_trial_status(planned.config.paths.status_path)
-            if not status:
-                continue
             standing = self._board[planned.experiment_id]
-            self._board.take_status(standing, status)
+            status = load_trial_status(planned.config.paths.status_path)
+            if status:
+                self._board.take_status(standing, status)
             over = standing.state in {"completed", "stopped"}
             if over:
                 self.ended_before.append(planned.experiment_id)
-            if planned.open:
-                try:
-                    stored = load_config(planned.config)
-                except BadRunFolder as error:  # told when the trial is to begin
-                    logger.warning("%s", error)
-                    continue
-                values = {path: read_value(stored, path) for path in planned.open}
-                standing.values = planned.values | values
-                if not over or standing.score is not None:
-                    self._search.remember(planned, values, standing.score if over else None)
+            if not self._paths_of_chosen(planned):
+                continue
+            try:
+                values = self._read_chosen(planned)
+                if values is not None and planned.open:
+                    self._search.remember(planned, values, standing.score, over=over)
+            except ValueError as error:  # told when the trial is to begin
+                logger.warning("%s: %s", planned.experiment_id, error)
+                continue
+            standing.values = planned.values | (values or {})
 
     def _publish(self, event: MetricEvent) -> None:
         name = event.experiment_id

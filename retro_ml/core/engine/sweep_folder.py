@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ class OpenSweep:
     lock: RunLock
     notices: tuple[str, ...] = ()
     """What the user should know about it."""
+    stored_configs: Mapping[str, bytes] = field(default_factory=dict)
+    """config.json of trials that only storage knows, by name; see `fetch_past`."""
 
 
 def open_sweep(
@@ -71,14 +73,14 @@ def open_sweep(
         else:
             _refuse_foreign(config)
         with _storage_faults(config):
-            fetch_past(config.trials, notice=notice)
+            stored_configs = fetch_past(config, notice=notice)
         text = config.model_dump_json(indent=2) + "\n"
         replace_atomically(path, lambda file: file.write(text.encode()))
     except (BadRunFolder, ArtifactError) as error:
         lock.release()
         _remove(made)
         raise error if isinstance(error, BadRunFolder) else _refusal(config, str(error)) from None
-    return OpenSweep(lock, notices)
+    return OpenSweep(lock, notices, stored_configs)
 
 
 def load_trial_status(path: Path) -> dict[str, Any]:

@@ -6,8 +6,9 @@ A trial that has ended is delivered beside the trials that run; only the end of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from retro_ml.core.artifacts.folder_mirror import FolderMirror
@@ -98,27 +99,47 @@ def fetch_sweep(paths: SweepPaths) -> None:
         _fetch(RemoteFolder(paths.storage_uri, patience_s=PATIENCE_S), paths.spec_path)
 
 
-def fetch_past(trials: Iterable[PlannedTrial], *, notice: Callable[[str], None]) -> None:
+def fetch_past(config: SweepConfig, *, notice: Callable[[str], None]) -> dict[str, bytes]:
     """Brings here how the trials stand that only storage knows; the rest when one goes on.
 
-    Raises StorageError, OSError, ArtifactError.
+    Returns:
+        Their config.json by name, where that has values which the sweep does not tell. It has no
+        place here before the trial is opened.
+
+    Raises:
+        StorageError, OSError, ArtifactError.
     """
+    unknown = [
+        planned
+        for planned in config.trials
+        if planned.config.paths.storage_uri is not None
+        and not planned.config.paths.config_path.exists()
+    ]
+    chosen = config.search == "optuna" or config.scheduler == "pbt"
     with ThreadPoolExecutor(DELIVERIES_AT_ONCE) as pool:
-        found = sum(pool.map(_fetch_standing, trials))
-    if found:
-        notice(f"{found:,} trials are known from storage")
+        found = list(pool.map(lambda one: _fetch_standing(one, with_config=chosen), unknown))
+    if any(standing for standing, _ in found):
+        notice(f"{sum(standing for standing, _ in found):,} trials are known from storage")
+    return {
+        planned.experiment_id: content
+        for planned, (_, content) in zip(unknown, found, strict=True)
+        if content is not None
+    }
 
 
-def _fetch_standing(planned: PlannedTrial) -> bool:
+def _fetch_standing(planned: PlannedTrial, *, with_config: bool) -> tuple[bool, bytes | None]:
+    """Whether there was any, and the trial's config.json if it is asked for and there."""
     paths = planned.config.paths
-    if paths.storage_uri is None or paths.config_path.exists():
-        return False
-    run = RemoteFolder(paths.storage_uri, patience_s=PATIENCE_S)
+    run = RemoteFolder(str(paths.storage_uri), patience_s=PATIENCE_S)
+    content = None
+    if with_config:
+        with suppress(ObjectMissing):
+            content = run.get(paths.config_path.name)
     if not _fetch(run, paths.status_path):
-        return False
+        return False, content
     if any(state in paths.status_path.read_bytes() for state in _OVER):
         _fetch(run, paths.metrics_csv_path)
-    return True
+    return True, content
 
 
 def _fetch(remote: RemoteFolder, target: Path) -> bool:

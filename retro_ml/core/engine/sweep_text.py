@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from retro_ml.core.artifacts.leaderboard import (
     STATES,
+    Combination,
     Normalise,
     Standing,
     mean_normalised,
@@ -113,7 +114,7 @@ def table_lines(result: SweepResult, *, normalise: Normalise) -> list[str]:
             "-" if one.score is None else f"{one.score:,.1f}",
             _spread(one.scores),
             _number(mean_normalised(one, normalise)),
-            f"{len(one.trials):,}",
+            _counted(one),
             ", ".join(sorted({trial.state for trial in one.trials})),
         )
         for one in combinations[:_MOST_ROWS]
@@ -138,6 +139,12 @@ def align(rows: Sequence[Sequence[str]], *, right: set[int]) -> list[str]:
 
 def _spread(scores: Sequence[float]) -> str:
     return f"{min(scores):,.1f} to {max(scores):,.1f}" if len(scores) > 1 else ""
+
+
+def _counted(one: Combination) -> str:
+    """How many trials there are; `1 of 2` where not all count."""
+    count, total = len(one.scores), f"{len(one.trials):,}"
+    return total if count in {0, len(one.trials)} else f"{count:,} of {total}"
 
 
 def _number(value: float | None) -> str:

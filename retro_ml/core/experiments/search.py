@@ -1,12 +1,16 @@
 """Optuna as the search of a sweep: it chooses values when a trial begins.
 
 One study for each game and algorithm, since scores of different games cannot be compared. Nothing
-of it is saved: on a resume the past is told anew from the trials' own files.
+of it is saved: on a resume the past is told anew from the trials' own files. So each trial's choice
+has random numbers of its own, made of the sweep's seed and the trial's name: those of one sampler
+would begin anew on a resume, and propose again what the first trials had.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import warnings
 from typing import Any
 
 from pydantic import ValidationError
@@ -33,14 +37,15 @@ class OptunaSearch:
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._studies: dict[str, Any] = {}
-        self._asked: dict[str, Any] = {}
+        self._asked: dict[str, int] = {}
 
     def choose(self, planned: PlannedTrial) -> PlannedTrial:
         """The trial with values for what is open. Raises: NoFittingValues."""
         study = self._study(planned.task)
         distributions = _translate(planned.open)
         faults = "none"
-        for _ in range(MAX_TRIES):
+        for number in range(MAX_TRIES):
+            study.sampler = _build_sampler(f"{self._seed}/{planned.experiment_id}/{number}")
             asked = study.ask(distributions)
             try:
                 chosen = planned.choose(asked.params)
@@ -48,22 +53,36 @@ class OptunaSearch:
                 faults = str(error.errors()[0]["msg"])
                 study.tell(asked, state=_states().FAIL)
                 continue
-            self._asked[planned.experiment_id] = asked
+            self._asked[planned.experiment_id] = asked.number
             return chosen
         raise NoFittingValues(f"{MAX_TRIES} proposals do not fit, the last one: {faults}")
 
-    def remember(self, planned: PlannedTrial, values: dict[str, Any], score: float | None) -> None:
-        """A trial of an earlier call, ended (with its score) or begun (None)."""
+    def remember(
+        self, planned: PlannedTrial, values: dict[str, Any], score: float | None, *, over: bool
+    ) -> None:
+        """A trial of an earlier call.
+
+        Args:
+            planned: the trial.
+            values: what was chosen for it.
+            score: the last one; None: no game was finished.
+            over: whether it ended for good.
+
+        Raises:
+            ValueError: the values are not from the distributions.
+        """
         import optuna
 
         study, distributions = self._study(planned.task), _translate(planned.open)
-        if score is not None:
-            study.add_trial(
-                optuna.trial.create_trial(params=values, distributions=distributions, value=score)
-            )
-            return
-        study.enqueue_trial(values)
-        self._asked[planned.experiment_id] = study.ask(distributions)
+        state = _states().RUNNING
+        if over:
+            state = _states().FAIL if score is None else _states().COMPLETE
+        told = optuna.trial.create_trial(
+            params=values, distributions=distributions, state=state, value=score if over else None
+        )
+        study.add_trial(told)
+        if not over:
+            self._asked[planned.experiment_id] = len(study.trials) - 1
 
     def tell(self, planned: PlannedTrial, score: float | None) -> None:
         """How a trial ended; None: without a score."""
@@ -81,10 +100,18 @@ class OptunaSearch:
             import optuna
 
             optuna.logging.set_verbosity(optuna.logging.WARNING)
-            # What runs at the same time is taken for bad, so that not all try the same.
-            sampler = optuna.samplers.TPESampler(seed=self._seed, constant_liar=True)
-            self._studies[task] = optuna.create_study(direction="maximize", sampler=sampler)
+            self._studies[task] = optuna.create_study(direction="maximize")
         return self._studies[task]
+
+
+def _build_sampler(seed: str) -> Any:
+    import optuna
+
+    number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # What runs at the same time is taken for bad, so that not all try the same.
+        return optuna.samplers.TPESampler(seed=number, constant_liar=True)
 
 
 def _states() -> Any:

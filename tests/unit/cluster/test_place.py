@@ -4,11 +4,14 @@ from typing import Any
 
 import pytest
 
+from retro_ml.cluster import room as rooms
 from retro_ml.cluster.connect import Cluster
-from retro_ml.cluster.sweep_trials import Room
+from retro_ml.cluster.placement import Node
+from retro_ml.cluster.room import Room
 from retro_ml.cluster.trials import place
 from retro_ml.core.engine.launcher import LaunchError
 from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.sweep_config import SweepConfig
 
 pytestmark = pytest.mark.unit
@@ -71,6 +74,35 @@ def test_a_trial_that_can_never_be_placed_is_said_at_once() -> None:
     base = {"game_id": "pong", "resources": {"num_cpus": 9}}
     with pytest.raises(LaunchError, match="needs 9 CPUs"):
         room(8, base=base)
+
+
+def test_trials_follow_the_nodes_that_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "LOOK_S", 0.0)
+    nodes = (Node(cpus=2.0),)
+    base = {"game_id": "pong", "resources": {"num_cpus": 1}}
+    sweep = SweepConfig(base=base, grid={"seed": [*range(20)]})
+    cluster = Cluster(cpus=2, gpus=0.0, nodes=nodes)
+    follows = Room(sweep, cluster, read_nodes=lambda: nodes)
+    waits = Room(sweep, cluster, RunOptions(wait_for_nodes=True), read_nodes=lambda: nodes)
+    assert (follows.most_begun, waits.most_begun) == (2, 4)
+    nodes = (Node(cpus=2.0), Node(cpus=4.0))
+    assert (follows.most_begun, waits.most_begun) == (6, 12)
+    nodes = ()
+    assert (follows.most_begun, waits.most_begun) == (1, 1)
+    nodes = (Node(cpus=64.0),)
+    assert (follows.most_begun, waits.most_begun) == (20, 20)
+    fixed = Room(sweep.model_copy(update={"max_concurrent": 3}), cluster, read_nodes=lambda: nodes)
+    assert fixed.most_begun == 3
+
+
+def test_a_sweep_begins_where_the_autoscaler_has_no_node_yet() -> None:
+    base = {"game_id": "pong", "resources": {"num_cpus": 2}}
+    sweep = SweepConfig(base=base, grid={"seed": [1, 2, 3]})
+    empty = Cluster(cpus=0, gpus=0.0, nodes=(Node(cpus=0.0, node_id="head"),))
+    with pytest.raises(LaunchError, match="--wait-for-nodes"):
+        Room(sweep, empty, RunOptions(), read_nodes=lambda: ())
+    waits = Room(sweep, empty, RunOptions(wait_for_nodes=True), read_nodes=lambda: ())
+    assert (waits.most_begun, waits.place(sweep.trials[0].config)) == (1, (2, 0.0))
 
 
 def test_a_population_takes_turns() -> None:

@@ -74,6 +74,15 @@ def test_the_worse_half_is_stopped_at_each_rung() -> None:
     assert report(scheduler, "pong-ppo-s1", 200, 0.9) == STOP
 
 
+def test_who_passed_a_rung_is_not_compared_at_those_below_that_it_jumped_over() -> None:
+    """Iterations may be longer than the rungs are apart."""
+    scheduler = asha(["pong"])
+    assert report(scheduler, "pong-ppo-s1", 250, 5.0) == CONTINUE, "the first at the second rung"
+    assert report(scheduler, "pong-ppo-s1", 300, 5.0) == CONTINUE
+    assert report(scheduler, "pong-ppo-s2", 250, 6.0) == CONTINUE, "it passes the second rung"
+    assert report(scheduler, "pong-ppo-s2", 300, 4.0) == CONTINUE, "and waits for the next"
+
+
 def test_games_are_not_compared_with_one_another() -> None:
     scheduler = asha(["pong", "qbert"])
     assert report(scheduler, "qbert-ppo-s1", 100, 4_000.0) == CONTINUE

@@ -220,6 +220,40 @@ def test_the_leaderboard_ranks_trials_and_their_combinations(make: Make, tmp_pat
     assert len(document["trials"]) == 8
 
 
+def test_equal_scores_share_a_place_and_failed_trials_have_none(make: Make, tmp_path: Path) -> None:
+    scores = {"PPO": (2.0, 4.0), "A2C": (3.0, 3.0), "DQN": (2.5, 9.0)}
+
+    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
+        algorithm, seed = trial.config.algorithm, trial.config.seed
+        launcher.tell(trial, EventType.RUN_STARTED, from_step=0)
+        row = {"step": 20, "reward": scores[algorithm][seed - 1], "games": 1}
+        launcher.tell(trial, EventType.TRAINING_STEP, **row)
+        return "failed" if algorithm == "DQN" and seed == 2 else "completed"
+
+    grid = {"algorithm": ["PPO", "A2C", "DQN"], "seed": [1, 2]}
+    run(make(grid=grid), ScriptedLauncher(play))
+    document = json.loads((tmp_path / "s" / "leaderboard.json").read_text())
+    combinations = [
+        (one.get("rank"), one["algorithm"], one["score"], one["counted"], one["trials"])
+        for one in document["combinations"]
+    ]
+    assert combinations == [(1, "A2C", 3, 2, 2), (1, "PPO", 3, 2, 2), (3, "DQN", 2.5, 1, 2)]
+    trials = [(one.get("rank"), one["algorithm"], one["seed"]) for one in document["trials"]]
+    assert trials == [
+        (1, "PPO", 2),
+        (2, "A2C", 1),
+        (2, "A2C", 2),
+        (4, "DQN", 1),
+        (5, "PPO", 1),
+        (None, "DQN", 2),
+    ]
+
+
+def test_draws_that_look_alike_are_two_combinations(make: Make) -> None:
+    result = run(make(grid={"ppo.gamma": [0.99001, 0.99002], "seed": [1, 2]}))
+    assert [len(one.trials) for one in result.combinations] == [2, 2]
+
+
 def test_a_finished_sweep_is_told_again_and_left_alone(make: Make, tmp_path: Path) -> None:
     run(make())
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("pong-*/*") if p.is_file()}
@@ -426,6 +460,72 @@ def test_optuna_learns_from_the_trials_that_ended_also_after_a_restart(make: Mak
     early = [abs(one.values["ppo.gamma"] - 0.8) for one in result.standings[:10]]
     late = [abs(one.values["ppo.gamma"] - 0.8) for one in result.standings[20:]]
     assert sum(late) < sum(early) / 2
+
+
+OPTUNA: dict[str, Any] = {
+    "grid": {},
+    "distributions": {"ppo.gamma": {"uniform": [0.0, 1.0]}},
+    "search": "optuna",
+}
+
+
+def chosen(result: SweepResult) -> list[float]:
+    return [one.values["ppo.gamma"] for one in result.standings if "ppo.gamma" in one.values]
+
+
+def test_optuna_goes_on_with_other_values_than_those_it_began_with(make: Make) -> None:
+    pytest.importorskip("optuna")
+    before = chosen(run(make(samples=4, **OPTUNA)))
+    after = chosen(run(make(samples=8, **OPTUNA)))
+    assert after[:4] == before
+    assert len(set(after)) == 8
+
+
+def test_optuna_knows_every_trial_of_the_past(make: Make, tmp_path: Path) -> None:
+    """One that ended, one without a score, one that was interrupted, one that was just opened."""
+    pytest.importorskip("optuna")
+
+    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
+        number = len(launcher.begun)
+        if number == 2:
+            launcher.tell(trial, EventType.RUN_STARTED, from_step=0)
+            launcher.tell(trial, EventType.TRAINING_STEP, step=20, reward=None, games=0)
+            return "completed"
+        return launcher.train(trial, iterations=1 if number > 2 else 2)
+
+    config = make(samples=4, **OPTUNA)
+    before = chosen(run(config, ScriptedLauncher(play)))
+    (tmp_path / "s" / "pong-ppo-s0-t0003" / "status.json").unlink()
+
+    launcher = ScriptedLauncher()
+    engine = SweepEngine(config, launcher=launcher, normalise=normalise, options=QUIET)
+    result = engine.run()
+    assert chosen(result) == before
+    assert launcher.names == ["pong-ppo-s0-t0002", "pong-ppo-s0-t0003"]
+    study = engine._search._study("pong/PPO")
+    assert [one.params["ppo.gamma"] for one in study.trials] == before
+    assert [one.state.name for one in study.trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_optuna_goes_on_from_storage_on_another_machine(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    config = make(output_dir=f"file://{tmp_path}/storage", samples=3, **OPTUNA)
+    monkeypatch.setenv("RETRO_ML_STAGING", str(tmp_path / "here"))
+
+    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
+        return launcher.train(trial, iterations=2 if len(launcher.begun) < 3 else 1)
+
+    before = run(config, ScriptedLauncher(play))
+    assert states(before) == ["completed", "completed", "interrupted"]
+
+    monkeypatch.setenv("RETRO_ML_STAGING", str(tmp_path / "there"))
+    launcher = ScriptedLauncher()
+    after = run(config, launcher)
+    assert states(after) == ["completed"] * 3, [one.error for one in after.standings]
+    assert launcher.names == ["pong-ppo-s0-t0002"]
+    assert chosen(after) == chosen(before)
 
 
 def test_many_trials_hold_no_more_files_than_those_that_run(make: Make) -> None:

@@ -79,6 +79,8 @@ def test_the_summary_has_the_table_and_what_failed(board: SweepBoard) -> None:
         "to",
         "4.0",
         "0.300",
+        "2",
+        "of",
         "3",
         "completed,",
         "waiting",
