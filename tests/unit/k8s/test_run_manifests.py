@@ -195,8 +195,8 @@ def test_weights_to_begin_with_may_lie_on_the_volume() -> None:
         ),
         (
             "gpu",
-            {"resources": {"num_learners": 17, "num_gpus": 17}},
-            "resources: requests.nvidia.com/gpu of 17 in all -> at most 16",
+            {"resources": {"num_learners": 32, "num_gpus": 32}},
+            "resources: requests.nvidia.com/gpu of 32 in all -> at most 16",
         ),
         ("cpu", {"resources": {"num_gpus": 2}}, "resources.num_gpus: 2 -> 0, or an overlay"),
         ("gpu", {"use_gpu": False}, "use_gpu: false -> leave it out"),

@@ -63,7 +63,7 @@ def test_evaluations_count_where_every_run_has_one(make_run: MakeRun, tmp_path: 
     make_run("b", scores=[3], seed=2)
     (group,) = groups_below(tmp_path)
     assert (group.is_evaluated, group.score()) == (False, 2)
-    assert describe_scores(group) == "the last 1 training games"
+    assert describe_scores(group) == "the only training game"
 
     # Another group of the game without: the two would not be comparable.
     make_run("x", scores=[1], ppo={"clip": 0.3}, folder=tmp_path / "runs2")

@@ -119,7 +119,8 @@ def test_a_report_is_sent_to_where_its_runs_are(
     assert "report/runs.csv" in files(sweep)
     found = links(sweep / "report.html")
     assert {"sweep.json", "s1", "s1/metrics.csv"} <= set(found)
-    assert [link for link in found if not (sweep / link).exists()] == []
+    here = [link for link in found if not link.startswith("https://")]
+    assert [link for link in here if not (sweep / link).exists()] == []
 
 
 def test_a_report_elsewhere_names_the_uris(
