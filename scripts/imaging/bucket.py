@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ class Bucket:
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 
     def __enter__(self) -> Bucket:
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for every request
         self._server.start()
         _, port = self._server.get_host_and_port()
         endpoint = f"127.0.0.1:{port}"
