@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import os
 import re
 import shutil
@@ -94,7 +95,7 @@ class _OrderedFilms(MilestoneFilms):
                 self._worker.end()
 
     def __call__(self, event: MetricEvent) -> None:
-        """Orders a film where a checkpoint is the first of its milestone."""
+        """Orders a film where a checkpoint is the first at its milestone."""
         if event.experiment_id != self._config.experiment_id or self._given_up:
             return
         try:
@@ -128,11 +129,18 @@ class _OrderedFilms(MilestoneFilms):
         self._order(str(agent_steps))
 
     def _milestone(self, agent_steps: int) -> float:
-        """The last milestone passed, 0 before the first; the end of the run is one of its own."""
-        total = self._config.total_timesteps
-        if agent_steps >= total:
-            return float("inf")
-        return int(agent_steps / (self._every * total) + 1e-9)
+        """The last milestone passed, 0 before the first; the end of the run is one of its own.
+
+        Passed as well is one that is nearer to this checkpoint than to the next: checkpoints come
+        at the end of an iteration, a little before or after it.
+        """
+        config = self._config
+        if agent_steps >= config.total_timesteps:
+            return math.inf
+        half_agent_steps = config.checkpoint_iterations * config.iteration_agent_steps / 2
+        film_agent_steps = self._every * config.total_timesteps
+        last = math.ceil(1 / self._every - 1e-9) - 1
+        return min(int((agent_steps + half_agent_steps) / film_agent_steps + 1e-9), last)
 
     def _order(self, words: str) -> None:
         if self._worker is None:

@@ -59,15 +59,17 @@ def use_stand_in(
     monkeypatch.setattr(milestone_films, "WORKER", "film_stand_in")
 
 
-def build_config(
-    tmp_path: Path, *, every: float | None = 0.25, total: int = 1000
-) -> ExperimentConfig:
+def build_config(tmp_path: Path, *, every: float | None = 0.25) -> ExperimentConfig:
+    """1,000 agent steps, a checkpoint after every 20."""
     return ExperimentConfig(
         game_id="breakout",
-        total_timesteps=total,
+        total_timesteps=1000,
         output_dir=str(tmp_path),
         experiment_id="run",
         video_every=every,
+        ppo={"rollout_length": 10, "minibatch_size": 20},
+        resources={"games_per_env_runner": 2},
+        checkpointing={"every_steps": 20},
     )
 
 
@@ -95,13 +97,13 @@ def orders(config: ExperimentConfig) -> list[str]:
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_the_first_checkpoint_of_each_milestone_is_filmed(tmp_path: Path) -> None:
+def test_the_checkpoint_nearest_to_each_milestone_is_filmed(tmp_path: Path) -> None:
     config = build_config(tmp_path)
 
-    notices = train(config, 100, 240, 260, 300, 499, 510, 760, 990, 1010)
+    notices = train(config, 100, 239, 260, 300, 489, 491, 510, 760, 995, 1010)
 
-    # Milestones at 250, 500, 750 and the end.
-    assert orders(config) == ["260", "510", "760", "1010", "join"]
+    # Milestones at 250, 500, 750 and the end; 491 is nearer to its one than the next would be.
+    assert orders(config) == ["260", "491", "760", "1010", "join"]
     assert config.paths.learning_film_path.exists()
     assert notices[-1].startswith("film: ")
 
@@ -221,8 +223,8 @@ def test_nothing_is_filmed_unasked(tmp_path: Path) -> None:
     [(1_000_000, None, 49), (1_000_000, 0.1, 49), (100_000, 0.1, 9), (5_000, 0.1, 1)],
 )
 def test_checkpoints_are_no_rarer_than_films(
-    total: int, every: float | None, iterations: int, tmp_path: Path
+    total: int, every: float | None, iterations: int
 ) -> None:
-    config = build_config(tmp_path, every=every, total=total)
+    config = ExperimentConfig(game_id="breakout", total_timesteps=total, video_every=every)
 
     assert config.checkpoint_iterations == iterations
