@@ -1,9 +1,10 @@
 """The process that films a run's milestones: `core.engine.milestone_films` starts and orders it.
 
 It runs only while no other process wants the CPU (SCHED_IDLE on Linux, and niceness 19), in one
-thread. Orders come as lines on stdin: agent steps to film; `join`, after which it puts all films
-together and ends; `enough`, which leaves out what is not filmed yet. When stdin ends, whoever
-ordered the films is dead, and it ends at once.
+thread, and while training goes on for a small share of the time: even an idle core's caches and
+execution units are training's too. Orders come as lines on stdin: agent steps to film; `join`, after
+which it puts all films together and ends; `enough`, which leaves out what is not filmed yet. When
+stdin ends, whoever ordered the films is dead, and it ends at once.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +28,9 @@ from retro_ml.evaluation.video_file import FRAMES_PER_S, NoVideo, require_video,
 
 LONGEST_FRAMES = 20 * FRAMES_PER_S
 """Of a milestone's film: the first 20 s of one game (this project's choice)."""
+SHARE = 0.05
+"""Of one CPU's time, while training goes on (this project's choice: without a limit filming made
+training on two cores 12 % slower, docs/films.md)."""
 _CANNOT = 3
 
 
@@ -71,6 +76,7 @@ class Orders:
         self._changed = threading.Condition()
         self._steps: deque[int] = deque()
         self._joining = False
+        self._rested_at_s = time.process_time()
         self.enough = False
         self.unfinished: Path | None = None
         """The file to remove where the process has to end at once."""
@@ -81,6 +87,16 @@ class Orders:
         with self._changed:
             self._changed.wait_for(lambda: self.enough or self._steps or self._joining)
             return self._steps.popleft() if self._steps and not self.enough else None
+
+    def rest(self) -> None:
+        """Sleeps until what was computed since the last time is no more than `SHARE` of the time.
+
+        Not once all films are to be put together: training is over then.
+        """
+        used_s = time.process_time() - self._rested_at_s
+        with self._changed:
+            self._changed.wait_for(lambda: self.enough or self._joining, used_s / SHARE - used_s)
+        self._rested_at_s = time.process_time()
 
     def _read(self, stream: TextIO) -> None:
         for line in stream:
@@ -121,7 +137,7 @@ def _film(paths: RunPaths, agent_steps: int, orders: Orders) -> None:
         FilmOptions(),
         share=min(1.0, agent_steps / config.total_timesteps),
         max_frames=LONGEST_FRAMES,
-        stopped=lambda: orders.enough,
+        stopped=lambda: _rest(orders),
     )
     orders.unfinished = None
     if film is not None and not film.whole:
@@ -130,6 +146,12 @@ def _film(paths: RunPaths, agent_steps: int, orders: Orders) -> None:
     if film is None:
         raise ValueError("it was not to be waited for")
     print(f"film of the agent after {agent_steps:,} agent steps: {film_words(film)}")
+
+
+def _rest(orders: Orders) -> bool:
+    """Between two pictures; whether to stop."""
+    orders.rest()
+    return orders.enough
 
 
 def _join(paths: RunPaths) -> None:
