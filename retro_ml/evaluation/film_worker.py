@@ -2,9 +2,9 @@
 
 It runs only while no other process wants the CPU (SCHED_IDLE on Linux, and niceness 19), in one
 thread, and while training goes on for a small share of the time: even an idle core's caches and
-execution units are training's too. Orders come as lines on stdin: agent steps to film; `join`, after
-which it puts all films together and ends; `enough`, which leaves out what is not filmed yet. When
-stdin ends, whoever ordered the films is dead, and it ends at once.
+execution units are training's too. Orders come as lines on stdin: agent steps to film; `join`,
+after which it puts all films together and ends; `enough`, which leaves out what is not filmed yet.
+When stdin ends, whoever ordered the films is dead, and it ends at once.
 """
 
 from __future__ import annotations
