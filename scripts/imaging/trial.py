@@ -280,7 +280,7 @@ class Trial:
             wait_until(is_healthy, "the node is never healthy")
             yield token
         finally:
-            self._podman("rm", "--force", name, check=False)
+            self._podman("rm", "--force", "--depend", "--ignore", name)
             process.wait(timeout=LIMIT_S)
 
     def _launch_submitter(self, node: str, token: str, entrypoint: str) -> subprocess.Popen[bytes]:
@@ -299,7 +299,8 @@ class Trial:
     def _launch(
         self, name: str, options: Sequence[str], call: Sequence[str], *, network: str = "none"
     ) -> subprocess.Popen[bytes]:
-        self._podman("rm", "--force", name, check=False)
+        # With what a pass that was cut off has left in its network.
+        self._podman("rm", "--force", "--depend", "--ignore", name)
         command = ["podman", "--runtime", "crun", "run", "--name", name]
         command += [*self._options(), "--network", network, *options]
         with (self.folder / f"{name}.txt").open("wb") as file:
