@@ -132,7 +132,10 @@ def test_any_bytes(content: bytes, fresh_folder: Callable[[], Path], bounded: Bo
 # What members may be called and hold.
 
 member_names = st.one_of(
-    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12),
+    # Python's own writer of zips cuts names at a NUL, and can write no empty one.
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
+        lambda name: name[0] != "\0"
+    ),
     st.sampled_from(
         ["../x", "/etc/x", "a/../../x", "C:\\x", "..\\x", "a/", "./config.json", "CONFIG.JSON"]
     )
