@@ -97,7 +97,9 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
     namespace, unknown = parser.parse_known_args(words)
     if unknown:
         raise UsageError(_describe_unknown(unknown, parser))
-    fields = source(parsed_args=namespace)()
+    # The source would take the values of a repeated flag apart, at commas and quotes.
+    flags = {name: value for name, value in vars(namespace).items() if name != "set"}
+    fields = source(parsed_args=argparse.Namespace(**flags))()
     options = {name: fields.pop(name) for name in RunOptions.model_fields if name in fields}
     if namespace.quiet:
         options["progress"] = "quiet"

@@ -128,6 +128,7 @@ def check_refusal(text: str) -> None:
 @example(argv=["--env", "pong", "--set", "seed=0x" + "f" * 9_000])
 @example(argv=["--env", "pong", "--fo\nerror: x=1"])
 @example(argv=["--env", "pong", "--set", "seed=1" + ":1" * 30_000])
+@example(argv=["--env", "pong", "--set", '"'])
 def test_any_words_after_run(
     argv: list[str], fresh_folder: Callable[[], Path], bounded: Bounded
 ) -> None:
