@@ -1,8 +1,8 @@
 """Statistics against rliable 1.2.0's figures and hand-computed ones.
 
-How the reference was made: rliable.library.get_interval_estimates and create_performance_profile
-with rliable.metrics' functions on OURS and THEIRS, percentile method, after numpy.random.seed(0);
-200,000 resamples for the aggregates, 50,000 for the rest. (arch 8 no longer takes rliable's unused
+How the reference was made: rliable's get_interval_estimates and create_performance_profile with its
+metrics' functions on OURS and THEIRS, percentile method, after numpy.random.seed(0); 200,000
+resamples for the aggregates, 50,000 for the rest. (arch 8 no longer takes rliable's unused
 `random_state`, which was left out.)
 """
 
