@@ -108,7 +108,7 @@ class Orders:
                     self.enough = True
                 else:
                     self._steps.append(int(order))
-                self._changed.notify()
+                self._changed.notify_all()
         if self.unfinished is not None:
             self.unfinished.unlink(missing_ok=True)
         os._exit(0)
