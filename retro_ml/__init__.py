@@ -23,8 +23,9 @@ if TYPE_CHECKING:
         run_sweep,
     )
     from retro_ml.core.artifacts.writers import LogWriter, MetricsWriter, ModelWriter
-    from retro_ml.core.experiments.config import ExperimentConfig, RunType
+    from retro_ml.core.experiments.config import ExperimentConfig
     from retro_ml.core.experiments.options import RunOptions
+    from retro_ml.core.experiments.run_type import RunType
     from retro_ml.core.experiments.sweep_config import SweepConfig
     from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventBus
     from retro_ml.evaluation.agent import Agent
@@ -60,7 +61,7 @@ _HOMES = {
     "MetricsWriter": "retro_ml.core.artifacts.writers",
     "ModelWriter": "retro_ml.core.artifacts.writers",
     "RunOptions": "retro_ml.core.experiments.options",
-    "RunType": "retro_ml.core.experiments.config",
+    "RunType": "retro_ml.core.experiments.run_type",
     "SweepConfig": "retro_ml.core.experiments.sweep_config",
     "SweepResult": "retro_ml.api",
     "TrainingEngine": "retro_ml.api",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from retro_ml.core.artifacts.given_runs import STORAGE_FAILED, StorageError, open_runs
-from retro_ml.core.experiments.command import Parser, print_answer, refuse
+from retro_ml.core.experiments.command import Parser, fail, print_answer, refuse
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line
 
@@ -43,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return refuse("compare", error.faults)
     except StorageError as error:
-        print(f"error: RUN_OR_DIR: {error}", file=sys.stderr)
-        return STORAGE_FAILED
+        return fail(f"RUN_OR_DIR: {error}", STORAGE_FAILED)
     for text in comparison.left_out:
         print(f"warning: left out: {as_line(text)}", file=sys.stderr)
     if flags.json:

@@ -22,7 +22,7 @@ from retro_ml.core.artifacts.given_runs import (
     StorageError,
     open_model,
 )
-from retro_ml.core.experiments.command import Parser, describe_unknown, print_answer, refuse
+from retro_ml.core.experiments.command import Parser, describe_unknown, fail, print_answer, refuse
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import describe_faults
 from retro_ml.evaluation.protocols import EvaluationOptions
@@ -50,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return refuse("evaluate", error.faults)
     except StorageError as error:
-        print(f"error: MODEL: {error}", file=sys.stderr)
-        return STORAGE_FAILED
+        return fail(f"MODEL: {error}", STORAGE_FAILED)
     except KeyboardInterrupt:
         print("stopped: no result was written", file=sys.stderr)
         return 130
@@ -136,8 +135,7 @@ def _evaluate(model: GivenModel, *, options: EvaluationOptions, flags: argparse.
     except ArchiveError as error:
         return refuse("evaluate", [model.in_words(error)])
     except ArtifactError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return fail(str(error), 1)
     return 0
 
 

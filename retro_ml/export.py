@@ -18,9 +18,9 @@ from retro_ml.core.artifacts.given_runs import (
     StorageError,
     open_model,
 )
-from retro_ml.core.experiments.command import Parser, describe_unknown, refuse
+from retro_ml.core.experiments.command import Parser, describe_unknown, fail, refuse
 from retro_ml.core.experiments.command_line import UsageError
-from retro_ml.core.experiments.faults import as_line, nearest_names
+from retro_ml.core.experiments.faults import nearest_names
 
 _ONE_MODEL = "one model at a time, all else are options"
 UNAVAILABLE = 3
@@ -53,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return refuse("export", error.faults)
     except StorageError as error:
-        print(f"error: MODEL: {error}", file=sys.stderr)
-        return STORAGE_FAILED
+        return fail(f"MODEL: {error}", STORAGE_FAILED)
     except KeyboardInterrupt:
         print("stopped: nothing was written", file=sys.stderr)
         return 130
@@ -120,11 +119,9 @@ def _export(model: GivenModel, *, output: Path, to: str) -> int:
     except ArchiveError as error:
         return refuse("export", [model.in_words(error)])
     except ExportUnavailable as error:
-        print(f"error: --to {to}: {error}", file=sys.stderr)
-        return UNAVAILABLE
+        return fail(f"--to {to}: {error}", UNAVAILABLE)
     except (ArtifactError, ExportDiffers) as error:
-        print(f"error: {as_line(model.in_words(error))}", file=sys.stderr)
-        return 1
+        return fail(model.in_words(error), 1)
     print(f"exported: {model.keep(done.path)}")
     if done.signature is not None:
         print(f"signature: {done.signature}")

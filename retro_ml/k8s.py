@@ -14,10 +14,10 @@ from pathlib import Path
 import yaml
 
 from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically
-from retro_ml.core.experiments.command import BAD_INPUT, Parser, print_answer, refuse
+from retro_ml.core.experiments.command import BAD_INPUT, Parser, fail, print_answer, refuse
 from retro_ml.core.experiments.command_line import UsageError, parse_command_line
 from retro_ml.core.experiments.config import ExperimentConfig
-from retro_ml.core.experiments.faults import as_line, nearest_names
+from retro_ml.core.experiments.faults import nearest_names
 from retro_ml.deploy.kustomize import Manifest
 from retro_ml.deploy.run_manifests import OVERLAYS, CannotRender, job_name, render_run
 from retro_ml.run import build_experiment
@@ -131,9 +131,8 @@ def _write(text: str, path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_atomically(path, lambda file: file.write(text.encode()))
     except (ArtifactError, OSError) as error:
-        reason = getattr(error, "strerror", None) or as_line(str(error))
-        print(f"error: --out: {path.parent}: {reason} -> another folder", file=sys.stderr)
-        return 1
+        reason = getattr(error, "strerror", None) or error
+        return fail(f"--out: {path.parent}: {reason} -> another folder", 1)
     print(f"manifests: {path}", file=sys.stderr)
     print(f"next: kubectl apply -f {path}", file=sys.stderr)
     return 0

@@ -21,7 +21,7 @@ from retro_ml.core.artifacts.given_runs import (
     StorageError,
     open_runs,
 )
-from retro_ml.core.experiments.command import Parser, print_answer, refuse
+from retro_ml.core.experiments.command import Parser, fail, print_answer, refuse
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line, nearest_names
 from retro_ml.reporting.run_folders import (
@@ -74,8 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return refuse("list", error.faults)
     except StorageError as error:
-        print(f"error: DIR: {error}", file=sys.stderr)
-        return STORAGE_FAILED
+        return fail(f"DIR: {error}", STORAGE_FAILED)
     _sort(runs, flags.sort)
     if flags.json:
         text = json.dumps([_as_dict(run, folder) for run in runs], allow_nan=False)

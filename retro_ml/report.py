@@ -19,7 +19,7 @@ from retro_ml.core.artifacts.given_runs import (
     find_address,
     open_runs,
 )
-from retro_ml.core.experiments.command import Parser, print_answer, refuse
+from retro_ml.core.experiments.command import Parser, fail, print_answer, refuse
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line
 from retro_ml.core.experiments.locations import hide_credentials, is_uri
@@ -54,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return refuse("report", error.faults)
     except StorageError as error:
-        print(f"error: RUN_OR_SWEEP_DIR: {error}", file=sys.stderr)
-        return STORAGE_FAILED
+        return fail(f"RUN_OR_SWEEP_DIR: {error}", STORAGE_FAILED)
     except KeyboardInterrupt:
         print("stopped: the report is not complete", file=sys.stderr)
         return 130
@@ -109,8 +108,7 @@ def _report(flags: argparse.Namespace) -> int:
         raise UsageError(error.faults) from None
     except ArtifactError as error:
         text = str(error).replace("another --output-dir", "another --output")
-        print(f"error: {as_line(text)}", file=sys.stderr)
-        return 1
+        return fail(text, 1)
     for text in report.left_out:
         print(f"warning: left out: {as_line(text)}", file=sys.stderr)
     told = {"page": page, "folder": made, "runs": report.runs, "left_out": list(report.left_out)}

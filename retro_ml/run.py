@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from retro_ml.core.experiments.command import print_answer, refuse
+from retro_ml.core.experiments.command import fail, print_answer, refuse
 from retro_ml.core.experiments.command_line import CommandLine, UsageError, parse_command_line
 from retro_ml.core.experiments.config import ExperimentConfig, config_faults
-from retro_ml.core.experiments.faults import as_line, describe_faults
+from retro_ml.core.experiments.faults import describe_faults
 from retro_ml.core.experiments.layers import (
     LayerError,
     load_config_file,
@@ -128,8 +128,7 @@ def _run(config: ExperimentConfig, *, options: RunOptions, as_json: bool) -> int
     try:
         from retro_ml.api import run_experiment
         from retro_ml.core.engine.progress_text import delivery_words
-        from retro_ml.core.engine.run_folder import BadStorage
-        from retro_ml.core.engine.training_engine import BadRunFolder
+        from retro_ml.core.engine.run_faults import BadRunFolder, BadStorage
     except KeyboardInterrupt:
         return 130
     try:
@@ -137,8 +136,7 @@ def _run(config: ExperimentConfig, *, options: RunOptions, as_json: bool) -> int
     except KeyboardInterrupt:  # while waiting for a lock or for storage, before the start
         return 130
     except BadStorage as error:
-        print(f"error: {as_line(str(error))}", file=sys.stderr)
-        return error.exit_code
+        return fail(str(error), error.exit_code)
     except BadRunFolder as error:
         return refuse("run", [str(error)])
     if as_json:

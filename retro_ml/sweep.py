@@ -16,9 +16,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from retro_ml.core.experiments.command import Parser, print_answer, refuse
+from retro_ml.core.experiments.command import Parser, fail, print_answer, refuse
 from retro_ml.core.experiments.command_line import UsageError
-from retro_ml.core.experiments.faults import as_line, describe_faults, nearest_names
+from retro_ml.core.experiments.faults import describe_faults, nearest_names
 from retro_ml.core.experiments.layers import (
     LayerError,
     load_config_file,
@@ -88,8 +88,7 @@ def run_call(
     try:
         from retro_ml.api import run_sweep
         from retro_ml.core.engine.progress_text import delivery_words
-        from retro_ml.core.engine.run_folder import BadStorage
-        from retro_ml.core.engine.sweep_engine import BadRunFolder
+        from retro_ml.core.engine.run_faults import BadRunFolder, BadStorage
     except KeyboardInterrupt:
         return 130
     try:
@@ -97,8 +96,7 @@ def run_call(
     except KeyboardInterrupt:  # while waiting for a lock or for storage, before the start
         return 130
     except BadStorage as error:
-        print(f"error: {as_line(str(error))}", file=sys.stderr)
-        return error.exit_code
+        return fail(str(error), error.exit_code)
     except BadRunFolder as error:
         return refuse("sweep", [str(error)])
     if as_json:

@@ -25,9 +25,9 @@ from retro_ml.core.artifacts.given_runs import (
 from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.engine.progress_text import shown_path
 from retro_ml.core.engine.stop_signals import StopSignals
-from retro_ml.core.experiments.command import Parser, describe_unknown, print_answer, refuse
+from retro_ml.core.experiments.command import Parser, describe_unknown, fail, print_answer, refuse
 from retro_ml.core.experiments.command_line import UsageError
-from retro_ml.core.experiments.faults import as_line, describe_faults
+from retro_ml.core.experiments.faults import describe_faults
 from retro_ml.evaluation.film_options import FilmOptions
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return refuse("watch", error.faults)
     except StorageError as error:
-        print(f"error: MODEL: {error}", file=sys.stderr)
-        return STORAGE_FAILED
+        return fail(f"MODEL: {error}", STORAGE_FAILED)
 
 
 def _read_call(argv: Sequence[str]) -> tuple[argparse.Namespace, FilmOptions]:
@@ -163,9 +162,9 @@ def _watch(
     except ArchiveError as error:
         return refuse("watch", [model.in_words(error)])
     except (NoScreen, NoVideo) as error:
-        return _fail(error, CANNOT)
+        return fail(str(error), CANNOT)
     except (ArtifactError, ScreensDiffer) as error:
-        return _fail(error, FAILED)
+        return fail(str(error), FAILED)
 
 
 def _film(model: GivenModel, target: Path, *, options: FilmOptions, quiet: bool) -> int:
@@ -228,11 +227,6 @@ def _show(model: GivenModel, options: FilmOptions) -> int:
         words = ", ".join(f"{score:,.0f}" for score in scores)
         print_answer(f"{'scores' if len(scores) > 1 else 'score'}: {words}")
     return 0 if stop.signum is None else 128 + stop.signum
-
-
-def _fail(error: Exception, exit_code: int) -> int:
-    print(f"error: {as_line(str(error))}", file=sys.stderr)
-    return exit_code
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from retro_ml.cluster.connect import Cluster, connect
 from retro_ml.cluster.job_package import build_entrypoint, pack, take_files
 from retro_ml.cluster.jobs import Jobs
 from retro_ml.cluster.node_checks import Check, alive_nodes, check_nodes
-from retro_ml.cluster.placement import choose_resources, count_at_once, trial_bundles
+from retro_ml.cluster.placement import bundles_of, choose_resources, count_at_once
 from retro_ml.core.engine.launcher import LaunchError
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
@@ -43,13 +43,7 @@ def check_placement(config: ExperimentConfig, cluster: Cluster, options: RunOpti
         cpus, gpus = choose_resources(config, nodes, wait_for_nodes=options.wait_for_nodes)
     except LaunchError as error:
         return Check("placement", "", str(error))
-    resources = config.resources
-    bundles = trial_bundles(
-        num_cpus=cpus,
-        num_gpus=gpus,
-        env_runners=resources.num_env_runners,
-        learners=resources.num_learners,
-    )
+    bundles = bundles_of(config.resources, cpus, gpus)
     needs = sum(bundle["CPU"] for bundle in bundles)
     count = count_at_once(bundles, nodes)
     return Check(

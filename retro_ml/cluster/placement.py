@@ -58,6 +58,16 @@ def trial_bundles(
     return [main, *[env_runner] * env_runners, *[learner] * learners]
 
 
+def bundles_of(resources: ResourcesConfig, cpus: int, gpus: float) -> list[Bundle]:
+    """The same for a config's env runners and learners, with what was chosen for the trial."""
+    return trial_bundles(
+        num_cpus=cpus,
+        num_gpus=gpus,
+        env_runners=resources.num_env_runners,
+        learners=resources.num_learners,
+    )
+
+
 def fits(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> bool:
     """Whether all bundles have room at the same time.
 
@@ -99,10 +109,10 @@ def choose_resources(
     possible = [
         cpus
         for cpus in _candidates(resources, gpus, nodes)
-        if fits(_bundles(resources, cpus, gpus), nodes)
+        if fits(bundles_of(resources, cpus, gpus), nodes)
     ]
     for cpus in possible:
-        if concurrent == 1 or count_at_once(_bundles(resources, cpus, gpus), nodes) >= concurrent:
+        if concurrent == 1 or count_at_once(bundles_of(resources, cpus, gpus), nodes) >= concurrent:
             return cpus, gpus
     if possible:  # not all at once, then: as many as possible
         return possible[-1], gpus
@@ -144,15 +154,6 @@ def _pack(bundles: Sequence[Bundle], free: list[list[float]]) -> bool:
     return True
 
 
-def _bundles(resources: ResourcesConfig, cpus: int, gpus: float) -> list[Bundle]:
-    return trial_bundles(
-        num_cpus=cpus,
-        num_gpus=gpus,
-        env_runners=resources.num_env_runners,
-        learners=resources.num_learners,
-    )
-
-
 def _choose_gpus(config: ExperimentConfig, nodes: Sequence[Node], concurrent: int) -> float:
     if not config.use_gpu:
         return 0.0
@@ -181,7 +182,7 @@ def _explain(resources: ResourcesConfig, gpus: float, nodes: Sequence[Node]) -> 
     """Why no placement is possible, and what to change."""
     runners, learners = resources.num_env_runners, resources.num_learners
     main = resources.num_cpus or 1
-    bundles = _bundles(resources, main, gpus)
+    bundles = bundles_of(resources, main, gpus)
     needed, there = sum(bundle["CPU"] for bundle in bundles), sum(node.cpus for node in nodes)
     if needed > there + ROUNDING:
         return (

@@ -8,18 +8,16 @@ from typing import Any
 
 from retro_ml.cluster.connect import Cluster, read_nodes
 from retro_ml.cluster.placement import (
-    Bundle,
     Node,
+    bundles_of,
     count_at_once,
     find_nodes_to_spare,
-    trial_bundles,
 )
 from retro_ml.cluster.plan import plan_run
 from retro_ml.cluster.trials import place
 from retro_ml.core.engine.launcher import LaunchError
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
-from retro_ml.core.experiments.sections import ResourcesConfig
 from retro_ml.core.experiments.sweep_config import SweepConfig
 from retro_ml.core.machine import count_free_memory
 
@@ -105,7 +103,7 @@ class Room:
     def _count_begun(self) -> int:
         """Trials that the nodes have room for, and those that ask for more nodes."""
         fit = min(
-            count_at_once(_bundles(config.resources, *self.place(config)), self._nodes)
+            count_at_once(bundles_of(config.resources, *self.place(config)), self._nodes)
             for config in self._kinds.values()
         )
         if self._options is not None and self._options.wait_for_nodes:
@@ -137,14 +135,5 @@ def _count_placed(config: ExperimentConfig, cluster: Cluster) -> int:
     gpus = 0.0
     if config.use_gpu and cluster.gpus >= 1:
         gpus = 1.0 if resources.num_gpus is None else resources.num_gpus
-    bundles = _bundles(resources, resources.num_cpus or 1, gpus)
+    bundles = bundles_of(resources, resources.num_cpus or 1, gpus)
     return count_at_once(bundles, cluster.nodes or (Node(cpus=cluster.cpus, gpus=cluster.gpus),))
-
-
-def _bundles(resources: ResourcesConfig, num_cpus: int, num_gpus: float) -> list[Bundle]:
-    return trial_bundles(
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-        env_runners=resources.num_env_runners,
-        learners=resources.num_learners,
-    )

@@ -7,6 +7,7 @@ each, and a trial is handed to its own.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -43,7 +44,7 @@ def build_scheduler(
     return FIFOScheduler()
 
 
-class ByGroup(FIFOScheduler):
+class ByGroup(ABC, FIFOScheduler):
     """Hands every trial to the scheduler of its group, which is made with the first of it.
 
     A trial without a score yet, because no game is over, goes on.
@@ -66,13 +67,13 @@ class ByGroup(FIFOScheduler):
             self._groups[group] = self.build(steps)
         return self._groups[group]
 
+    @abstractmethod
     def group(self, name: str) -> str:
         """What a trial has in common with those that it is compared with."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self, total_timesteps: int) -> Any:
         """The scheduler of a group, whose longest trial has so many agent steps."""
-        raise NotImplementedError
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
         """As Tune's, of the group."""

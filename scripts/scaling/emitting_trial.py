@@ -92,10 +92,6 @@ class EmittingTrial(Trainable):
         pointer = {"path": "checkpoints/none", "agent_steps": self._emitter.agent_steps}
         (Path(checkpoint_dir) / POINTER_FILE).write_text(json.dumps(pointer), encoding="utf-8")
 
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Never asked for."""
-        raise NotImplementedError
-
 
 def _record(kind: str, data: dict[str, Any]) -> dict[str, Any]:
     moment = datetime.now(UTC).isoformat(timespec="microseconds")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from retro_ml import cli, run
-from retro_ml.core.engine.training_engine import BadRunFolder
+from retro_ml.core.engine.run_faults import BadRunFolder
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
 

@@ -6,6 +6,7 @@ A live panel on a terminal, plain lines elsewhere, or nothing at all.
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from io import UnsupportedOperation
 from typing import TYPE_CHECKING, Self, TextIO
@@ -144,7 +145,7 @@ class PlainProgress(PlainLines):
         return enough or waited_s >= _LINE_INTERVAL_S
 
 
-class LiveDisplay(Progress):
+class LiveDisplay(ABC, Progress):
     """Something that redraws itself in place; notices scroll by above it."""
 
     def __init__(self, console: Console) -> None:
@@ -179,8 +180,9 @@ class LiveDisplay(Progress):
         with suppress(OSError):
             os.write(self._console.file.fileno(), _SHOW_CURSOR.encode())
 
+    @abstractmethod
     def _render(self) -> RenderableType:
-        raise NotImplementedError
+        """What is drawn now."""
 
 
 class LiveProgress(LiveDisplay):

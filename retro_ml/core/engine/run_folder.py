@@ -32,6 +32,14 @@ from retro_ml.core.engine.resume_point import (
     read_small,
 )
 from retro_ml.core.engine.run_claim import outlive, read_claim
+from retro_ml.core.engine.run_faults import (
+    BadRunFolder,
+    BadStorage,
+    cannot_make,
+    held,
+    reason_of,
+    unreadable,
+)
 from retro_ml.core.engine.run_lock import RunLock, RunLocked
 from retro_ml.core.engine.run_storage import RunStorage
 from retro_ml.core.engine.storage_opening import find_run, move_aside, open_storage
@@ -43,18 +51,6 @@ logger = logging.getLogger("retro_ml.engine")
 
 ReadInitial = Callable[[ExperimentConfig], InitialWeights | None]
 """What gives the weights that `init_from` names; raises ArchiveError."""
-
-
-class BadRunFolder(ValueError):
-    """The run cannot be made or gone on with; the message says what to do instead."""
-
-    exit_code = 2
-
-
-class BadStorage(BadRunFolder):
-    """The storage that `output_dir` names cannot be used."""
-
-    exit_code = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +121,7 @@ def load_config(config: ExperimentConfig) -> ExperimentConfig:
     try:
         return parse_config(read_small(config.paths.config_path), config)
     except OSError as error:
-        raise _unreadable(config, _reason(error)) from None
+        raise unreadable(config, reason_of(error)) from None
 
 
 def parse_config(content: bytes, config: ExperimentConfig) -> ExperimentConfig:
@@ -133,7 +129,7 @@ def parse_config(content: bytes, config: ExperimentConfig) -> ExperimentConfig:
     try:
         return ExperimentConfig.model_validate_json(content)
     except ValidationError as error:
-        raise _unreadable(config, "; ".join(config_faults(error))) from None
+        raise unreadable(config, "; ".join(config_faults(error))) from None
 
 
 def save_config(config: ExperimentConfig) -> None:
@@ -181,9 +177,9 @@ def _storage_faults(config: ExperimentConfig) -> Iterator[None]:
     except StorageError as error:
         raise BadStorage(f"output_dir: {config.output_dir} -> {error}") from None
     except RunLocked as holder:
-        raise _held(config, holder) from None
+        raise held(config, holder) from None
     except (OSError, ArtifactError) as error:
-        raise _cannot_make(config, error) from None
+        raise cannot_make(config, error) from None
 
 
 def _go_on(
@@ -268,17 +264,9 @@ def _find_resume_point(config: ExperimentConfig, storage: RunStorage | None) -> 
     except OSError as error:
         path = error.filename or config.paths.experiment_dir
         raise BadRunFolder(
-            f"{where}{path}: {_reason(error)}; make all in {config.paths.experiment_dir} readable "
-            f"and writable, or choose {anew}"
+            f"{where}{path}: {reason_of(error)}; make all in {config.paths.experiment_dir} "
+            f"readable and writable, or choose {anew}"
         ) from None
-
-
-def _unreadable(config: ExperimentConfig, reason: str) -> BadRunFolder:
-    return BadRunFolder(
-        f"experiment_id: {config.experiment_id} -> {config.paths.config_path} cannot be read "
-        f"({reason}); mend it, or choose --restart-behavior restart to begin anew and keep that "
-        "folder aside"
-    )
 
 
 def _read_initial(
@@ -312,7 +300,7 @@ def _begin_new(config: ExperimentConfig, lock: RunLock, initial: InitialWeights 
         save_config(config)
     except ArtifactError as error:
         paths.initial_weights_path.unlink(missing_ok=True)
-        raise _cannot_make(config, error) from None
+        raise cannot_make(config, error) from None
     return OpenRun(config=config, lock=lock, notices=notices)
 
 
@@ -334,7 +322,7 @@ def _move_aside(
                 there = move_aside(remote, stamp).uri
         os.rename(folder, aside)
     except OSError as error:
-        raise _cannot_make(config, error) from None
+        raise cannot_make(config, error) from None
     finally:
         lock.release()
     # The lock's file went along, and is nobody's now.
@@ -350,17 +338,10 @@ def _lock(config: ExperimentConfig, notice: Callable[[str], None]) -> RunLock:
     try:
         lock.acquire(notice=notice)
     except RunLocked as holder:
-        raise _held(config, holder) from None
+        raise held(config, holder) from None
     except OSError as error:
-        raise _cannot_make(config, error) from None
+        raise cannot_make(config, error) from None
     return lock
-
-
-def _held(config: ExperimentConfig, holder: RunLocked) -> BadRunFolder:
-    return BadRunFolder(
-        f"experiment_id: {config.experiment_id} -> it is being trained by {holder}; "
-        "wait for its end, or choose another --experiment-id"
-    )
 
 
 def _make_folders(config: ExperimentConfig, made: list[Path]) -> None:
@@ -377,22 +358,11 @@ def _make_folders(config: ExperimentConfig, made: list[Path]) -> None:
                 f"output_dir: {config.output_dir} -> {blocked} is in the way and is no folder"
             ) from None
     except (OSError, ValueError) as error:
-        raise _cannot_make(config, error) from None
-
-
-def _cannot_make(config: ExperimentConfig, error: Exception) -> BadRunFolder:
-    return BadRunFolder(
-        f"output_dir: {config.output_dir} -> cannot make {config.paths.experiment_dir}: "
-        f"{_reason(error)}; choose a folder that can be written (--output-dir)"
-    )
+        raise cannot_make(config, error) from None
 
 
 def _missing_parents(folder: Path) -> list[Path]:
     return [parent for parent in folder.parents if not os.path.lexists(parent)]
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _remove_folders(made: list[Path]) -> None:

@@ -20,13 +20,8 @@ from retro_ml.core.artifacts.leaderboard import Normalise
 from retro_ml.core.artifacts.metrics_file import read_rows
 from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.engine.launcher import LaunchError, SweepLauncher, Trial, TrialEnd
-from retro_ml.core.engine.run_folder import (
-    BadRunFolder,
-    ReadInitial,
-    load_config,
-    open_run,
-    parse_config,
-)
+from retro_ml.core.engine.run_faults import BadRunFolder
+from retro_ml.core.engine.run_folder import ReadInitial, load_config, open_run, parse_config
 from retro_ml.core.engine.run_log import RunLog, TrialLogs
 from retro_ml.core.engine.run_session import RunSession
 from retro_ml.core.engine.stop_signals import StopSignals
@@ -40,8 +35,6 @@ from retro_ml.core.experiments.search import NoFittingValues, OptunaSearch
 from retro_ml.core.experiments.sweep_config import SweepConfig
 from retro_ml.core.experiments.sweep_trials import PlannedTrial, apply_values, read_value
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventBus
-
-__all__ = ["BadRunFolder", "SweepEngine"]
 
 logger = logging.getLogger("retro_ml.sweep")
 

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from retro_ml.core.artifacts.remote_folder import ObjectMissing, RemoteFolder, StorageError
 from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically
-from retro_ml.core.engine.run_folder import BadRunFolder, BadStorage, read_small
+from retro_ml.core.engine.resume_point import read_small
+from retro_ml.core.engine.run_faults import BadRunFolder, BadStorage
 from retro_ml.core.engine.run_lock import RunLock, RunLocked
 from retro_ml.core.engine.run_storage import PATIENCE_S
 from retro_ml.core.engine.storage_opening import move_aside

@@ -16,7 +16,7 @@ from retro_ml.core.engine.launcher import Launcher, LaunchError, TrialEnd
 from retro_ml.core.engine.milestone_films import build_milestone_films
 from retro_ml.core.engine.progress import Progress, build_progress
 from retro_ml.core.engine.result import ExperimentResult
-from retro_ml.core.engine.run_folder import BadRunFolder, OpenRun, ReadInitial, open_run
+from retro_ml.core.engine.run_folder import OpenRun, ReadInitial, open_run
 from retro_ml.core.engine.run_log import RunLog
 from retro_ml.core.engine.run_session import RunSession, Tally, build_result
 from retro_ml.core.engine.run_storage import RunStorage
@@ -24,8 +24,6 @@ from retro_ml.core.engine.stop_signals import StopSignals
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.metrics.event_bus import MetricEvent, MetricEventBus
-
-__all__ = ["BadRunFolder", "TrainingEngine"]
 
 logger = logging.getLogger("retro_ml.engine")
 

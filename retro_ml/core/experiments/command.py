@@ -83,6 +83,12 @@ def print_answer(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def fail(text: str, exit_code: int) -> int:
+    """One line on stderr for what went wrong through no fault of the call; the exit code."""
+    print(f"error: {as_line(text)}", file=sys.stderr)
+    return exit_code
+
+
 def refuse(word: str, faults: Sequence[str]) -> int:
     """One line a fault on stderr; the exit code."""
     for fault in faults:

@@ -13,7 +13,6 @@ import re
 import secrets
 import string
 from datetime import UTC, datetime
-from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +38,7 @@ from retro_ml.core.experiments.games import GameSpec, find_game
 from retro_ml.core.experiments.locations import is_uri, normalize_uri
 from retro_ml.core.experiments.presets import find_preset
 from retro_ml.core.experiments.run_paths import RunPaths
+from retro_ml.core.experiments.run_type import RunType
 from retro_ml.core.experiments.sections import (
     MAX_AGENT_STEPS,
     A2CSettings,
@@ -60,26 +60,6 @@ _TO_BE_FILLED: Any = None
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
-
-
-class RunType(str, Enum):
-    """How long to train."""
-
-    QUICK = "QUICK"
-    SHORT = "SHORT"
-    MEDIUM = "MEDIUM"
-    LONG = "LONG"
-    CUSTOM = "CUSTOM"
-
-    @property
-    def agent_steps(self) -> int | None:
-        """The agent steps of a run of this type; None for CUSTOM, which takes the user's."""
-        return {
-            RunType.QUICK: 10_000,
-            RunType.SHORT: 500_000,
-            RunType.MEDIUM: 2_000_000,
-            RunType.LONG: 10_000_000,
-        }.get(self)
 
 
 class ExperimentConfig(FrozenModel):

@@ -23,7 +23,7 @@ from retro_ml.core.engine import run_claim, storage_opening
 from retro_ml.core.engine.launcher import Trial, TrialEnd
 from retro_ml.core.engine.result import ExperimentResult
 from retro_ml.core.engine.run_claim import Claim
-from retro_ml.core.engine.run_folder import BadRunFolder, BadStorage
+from retro_ml.core.engine.run_faults import BadRunFolder, BadStorage
 from retro_ml.core.engine.training_engine import TrainingEngine
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions

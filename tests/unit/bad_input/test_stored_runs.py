@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from retro_ml.core.artifacts.checkpoint_files import save_checkpoint_folder
 from retro_ml.core.artifacts.metrics_file import build_header, build_row
-from retro_ml.core.engine.run_folder import BadRunFolder, open_run
+from retro_ml.core.engine.run_faults import BadRunFolder
+from retro_ml.core.engine.run_folder import open_run
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent

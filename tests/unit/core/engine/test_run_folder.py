@@ -17,7 +17,8 @@ from retro_ml.core.artifacts.initial_weights import InitialWeights, load_initial
 from retro_ml.core.artifacts.metrics_file import build_header, build_row
 from retro_ml.core.artifacts.model_archive import ArchiveError
 from retro_ml.core.artifacts.storage import ArtifactError, temporary_path
-from retro_ml.core.engine.run_folder import BadRunFolder, OpenRun, open_run
+from retro_ml.core.engine.run_faults import BadRunFolder
+from retro_ml.core.engine.run_folder import OpenRun, open_run
 from retro_ml.core.engine.run_lock import RunLock
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions

@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from retro_ml.core.artifacts.checkpoint_files import save_checkpoint_folder
 from retro_ml.core.engine.launcher import LaunchError, Trial, TrialEnd, TrialSource
-from retro_ml.core.engine.run_folder import BadRunFolder
+from retro_ml.core.engine.run_faults import BadRunFolder
 from retro_ml.core.engine.sweep_engine import SweepEngine
 from retro_ml.core.engine.sweep_result import SweepResult
 from retro_ml.core.experiments.options import RunOptions

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from retro_ml.core.experiments.config import ExperimentConfig, RunType, config_faults
+from retro_ml.core.experiments.config import ExperimentConfig, config_faults
 from retro_ml.core.experiments.games import available_roms
+from retro_ml.core.experiments.run_type import RunType
 from retro_ml.core.experiments.sections import A2CSettings, DQNSettings, PPOSettings
 
 pytestmark = pytest.mark.unit
