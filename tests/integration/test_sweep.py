@@ -34,7 +34,7 @@ BASE: dict[str, Any] = {
 
 
 # DQN, made to learn within a few hundred agent steps.
-BASE["dqn"] = {"replay_size": 5_000, "warmup_agent_steps": 200, "agent_steps_per_update": 64}
+BASE["dqn"] = {"replay_size": 5_000, "warmup_agent_steps": 200, "agent_steps_per_update": 16}
 EACH_ALGORITHM = [
     "A2C",
     pytest.param("PPO", marks=pytest.mark.nightly),
