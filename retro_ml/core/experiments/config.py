@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
-import string
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +23,7 @@ from pydantic import (
 )
 
 from retro_ml.core.experiments.derived import (
+    build_experiment_id,
     check_environment,
     check_resources,
     check_settings,
@@ -383,19 +382,11 @@ class ExperimentConfig(FrozenModel):
     def _fill_experiment_id(self) -> ExperimentConfig:
         if self.experiment_id is None:
             # The only field that needs later ones; a frozen model has no other way in.
-            object.__setattr__(self, "experiment_id", self._build_experiment_id())
+            experiment_id = build_experiment_id(
+                self.game, self.algorithm, seed=self.seed, created_at=self.created_at
+            )
+            object.__setattr__(self, "experiment_id", experiment_id)
         return self
-
-    def _build_experiment_id(self) -> str:
-        alphabet = string.ascii_lowercase + string.digits
-        parts = (
-            self.game.rom.replace("_", "-"),
-            self.algorithm.lower(),
-            f"s{self.seed}",
-            self.created_at.strftime("%Y%m%d-%H%M%S"),
-            "".join(secrets.choice(alphabet) for _ in range(4)),
-        )
-        return "-".join(parts)
 
 
 def config_faults(error: ValidationError) -> list[str]:

@@ -5,6 +5,9 @@ A check gives `(field, value, what is allowed)` for each fault; the field is ins
 
 from __future__ import annotations
 
+import secrets
+import string
+from datetime import datetime
 from typing import Any
 
 from retro_ml.core.experiments.games import GameSpec
@@ -146,3 +149,16 @@ def _check_learners(settings: Settings, rollout_agent_steps: int, learners: int)
         allowed = "2 or more for each learner, or normalize_advantages false"
         return [(name, rows, allowed)]
     return []
+
+
+def build_experiment_id(game: GameSpec, algorithm: str, *, seed: int, created_at: datetime) -> str:
+    """A name that no other run has: ROM, algorithm, seed, moment, four random characters."""
+    alphabet = string.ascii_lowercase + string.digits
+    parts = (
+        game.rom.replace("_", "-"),
+        algorithm.lower(),
+        f"s{seed}",
+        created_at.strftime("%Y%m%d-%H%M%S"),
+        "".join(secrets.choice(alphabet) for _ in range(4)),
+    )
+    return "-".join(parts)
