@@ -26,6 +26,8 @@ from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.experiments.faults import as_line
 
 MANIFEST_NAME = "manifest.json"
+ADOPTED = "adopted"
+"""In a manifest: true where the checkpoint is another run's, so its rows are not in metrics.csv."""
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 64 * 1024**2  # a segment of the replay takes 150, each checkpoint adds one
 _STEP_NAME = re.compile(r"step-(\d+)")
@@ -76,7 +78,7 @@ def save_checkpoint_folder(
             listed[Path(os.path.relpath(path, target)).as_posix()] = described
         manifest = {"format_version": FORMAT_VERSION, **facts, "files": listed}
         manifest_path = building / MANIFEST_NAME
-        manifest_path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        manifest_path.write_text(_write_manifest(manifest), encoding="utf-8")
         folders = sorted({path.parent for path in [*files, *shared, manifest_path]})
         for path in [*files, *shared, manifest_path, *folders]:
             _flush(path)
@@ -178,6 +180,8 @@ def find_checkpoints(root: Path) -> list[CheckpointFolder]:
 def choose_checkpoint(root: Path, *, at_most: float) -> tuple[CheckpointFolder | None, list[str]]:
     """The newest whole checkpoint of up to `at_most` agent steps; what is wrong with newer ones.
 
+    One that was adopted may be newer: its rows are another run's.
+
     Whoever goes on from it calls `set_newer_aside`. No save may be under way.
 
     Raises:
@@ -188,13 +192,13 @@ def choose_checkpoint(root: Path, *, at_most: float) -> tuple[CheckpointFolder |
     faults = []
     for folder in reversed(find_checkpoints(root)):
         try:
-            verify_checkpoint(folder.path)
+            manifest = verify_checkpoint(folder.path)
         except CheckpointError as error:
             if isinstance(error.__cause__, PermissionError):
                 raise error.__cause__ from None
             faults.append(str(error))
             continue
-        if folder.agent_steps <= at_most:
+        if folder.agent_steps <= at_most or manifest.get(ADOPTED) is True:
             return folder, faults
         faults.append(f"{folder.path}: metrics.csv ends before it")
     return None, faults
@@ -236,7 +240,7 @@ def adopt_checkpoint(source: Path, root: Path) -> CheckpointFolder:
     """Puts another run's checkpoint in place of all the checkpoints that `root` holds.
 
     Its own files are linked where the file system can; those that it shares are copied, because
-    their run may write them anew.
+    their run may write them anew. Its manifest says that it was adopted.
 
     Args:
         source: a `step-N` folder; its run may go on, and remove it, meanwhile.
@@ -251,10 +255,15 @@ def adopt_checkpoint(source: Path, root: Path) -> CheckpointFolder:
     try:
         remove_checkpoint(building)
         remove_checkpoint(before)
-        for name in [*verify_checkpoint(source)["files"], MANIFEST_NAME]:
+        manifest = verify_checkpoint(source)
+        for name in manifest["files"]:
             target = Path(os.path.normpath(building / source.name / name))
             target.parent.mkdir(parents=True, exist_ok=True)
             _take_over(source / name, target, link=target.parent.name == source.name)
+        manifest_path = building / source.name / MANIFEST_NAME
+        manifest_path.write_text(_write_manifest({**manifest, ADOPTED: True}), encoding="utf-8")
+        for path in (manifest_path, manifest_path.parent, building):
+            _flush(path)
         if root.exists():
             os.rename(root, before)
         os.rename(building, root)
@@ -328,6 +337,10 @@ def describe_file(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"sha256": digest, "bytes": path.stat().st_size}
+
+
+def _write_manifest(manifest: dict[str, Any]) -> str:
+    return json.dumps(manifest, indent=2) + "\n"
 
 
 def _place_aside(root: Path) -> Path:

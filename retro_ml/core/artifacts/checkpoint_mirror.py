@@ -2,7 +2,8 @@
 
 A checkpoint is there once its manifest is, which is sent last and deleted first. Files that
 checkpoints share are sent once. The same rule as on disk says which checkpoints are kept, applied
-to those in storage: this machine may have but a part of them.
+to those in storage: this machine may have but a part of them. A checkpoint that was adopted takes
+the place of all others there too, once it has been sent.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from retro_ml.core.artifacts.checkpoint_files import (
+    ADOPTED,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     CheckpointError,
@@ -126,7 +128,9 @@ class CheckpointMirror(Mirror):
                 continue  # removed meanwhile; a damaged one is found by whoever resumes
             folders.append(folder)
             digests[folder.agent_steps] = hashlib.sha256(content).hexdigest()
-        kept = choose_kept({**there, **here}, keep=self._keep)
+        # What is only there is what an adopted one has replaced here.
+        candidates = here if _has_adopted(here) else {**there, **here}
+        kept = choose_kept(candidates, keep=self._keep)
         return [
             (folder, digests[folder.agent_steps])
             for folder in folders
@@ -151,6 +155,11 @@ class CheckpointMirror(Mirror):
             self.remote.put(f"{name}/{MANIFEST_NAME}", content)
         there[steps] = manifest
         self._digests[steps] = hashlib.sha256(content).hexdigest()
+        if manifest.get(ADOPTED) is True:
+            for other in there.keys() - {here.agent_steps for here in find_checkpoints(self._root)}:
+                self.remote.delete(f"step-{other}/{MANIFEST_NAME}")
+                del there[other]
+                self._digests.pop(other, None)
 
     def _open_new(
         self,
@@ -212,13 +221,13 @@ def list_checkpoints(remote: RemoteFolder) -> list[int]:
 def fetch_checkpoint(
     remote: RemoteFolder, root: Path, *, newer_than: int = -1, at_most: float
 ) -> tuple[CheckpointFolder | None, list[str]]:
-    """Brings the newest whole checkpoint of up to `at_most` agent steps here.
+    """Brings the newest whole checkpoint of up to `at_most` agent steps here, or an adopted one.
 
     Args:
         remote: the trial's checkpoints in storage.
         root: the folder that they are made in here.
         newer_than: older ones and this one are not wanted.
-        at_most: agent steps that the run's rows reach to.
+        at_most: agent steps that the run's rows reach to; an adopted one has another run's.
 
     Returns:
         The checkpoint, None where there is none, and what is wrong with newer ones.
@@ -229,23 +238,33 @@ def fetch_checkpoint(
     faults: list[str] = []
     objects = remote.list()
     for steps in reversed(_steps_of(objects)):
-        if not newer_than < steps <= at_most:
-            continue
+        if steps <= newer_than:
+            break
         try:
-            return CheckpointFolder(steps, _fetch(remote, steps, root, objects)), faults
+            content = _get_manifest(remote, steps)
+            manifest = read_manifest(content, f"{remote.uri}/step-{steps}")
+            if steps > at_most and manifest.get(ADOPTED) is not True:
+                continue
+            return CheckpointFolder(steps, _fetch(remote, steps, root, objects, content)), faults
         except (CheckpointError, ObjectMissing) as error:
             faults.append(str(error))
     return None, faults
 
 
-def _fetch(remote: RemoteFolder, steps: int, root: Path, objects: Collection[str]) -> Path:
+def _get_manifest(remote: RemoteFolder, steps: int) -> bytes:
+    content = remote.get(f"step-{steps}/{MANIFEST_NAME}")
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise CheckpointError(f"{remote.uri}/step-{steps}: {MANIFEST_NAME} is too big to be one")
+    return content
+
+
+def _fetch(
+    remote: RemoteFolder, steps: int, root: Path, objects: Collection[str], manifest: bytes
+) -> Path:
     """Downloads one checkpoint and proves it before it gets its name."""
     name = f"step-{steps}"
-    content = remote.get(f"{name}/{MANIFEST_NAME}")
     where = f"{remote.uri}/{name}"
-    if len(content) > MAX_MANIFEST_BYTES:
-        raise CheckpointError(f"{where}: {MANIFEST_NAME} is too big to be one")
-    files = read_manifest(content, where)["files"]
+    files = read_manifest(manifest, where)["files"]
     for file in files:
         shown = as_line(file, longest=100)
         if not is_of_checkpoints(name, file):
@@ -261,7 +280,7 @@ def _fetch(remote: RemoteFolder, steps: int, root: Path, objects: Collection[str
             if not _is_there(target, described):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 remote.download(_resolve(steps, file), target)
-        (building / MANIFEST_NAME).write_bytes(content)
+        (building / MANIFEST_NAME).write_bytes(manifest)
         try:
             verify_checkpoint(building)
         except CheckpointError:
@@ -272,6 +291,10 @@ def _fetch(remote: RemoteFolder, steps: int, root: Path, objects: Collection[str
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return root / name
+
+
+def _has_adopted(manifests: dict[int, dict[str, Any]]) -> bool:
+    return any(manifest.get(ADOPTED) is True for manifest in manifests.values())
 
 
 def _disown(remote: RemoteFolder, name: str) -> None:

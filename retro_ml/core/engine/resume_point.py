@@ -1,6 +1,7 @@
 """What an earlier call has left of a run, and where the run goes on.
 
-That is the newest whole checkpoint whose rows are there too.
+That is the newest whole checkpoint whose rows are there too, or one that was adopted from another
+run (`checkpoint_files.adopt_checkpoint`), whose rows are the other's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from retro_ml.core.artifacts.checkpoint_files import (
+    ADOPTED,
     CheckpointFolder,
     choose_checkpoint,
     find_checkpoints,
@@ -62,8 +64,8 @@ def find_resume_point(config: ExperimentConfig, storage: RunStorage | None) -> R
     # After a power failure the rows may be fewer than those of the newest checkpoint.
     reached, damage = read_last_whole_step(rows)
     checkpoint, faults = choose_checkpoint(folder, at_most=reached)
-    if storage is not None:
-        # Those of another node are only there.
+    if storage is not None and not _is_adopted(checkpoint):
+        # Those of another node are only there. What an adopted one has replaced may be there still.
         checkpoint, worse = storage.fetch_checkpoint(checkpoint, at_most=reached)
         faults += worse
     if checkpoint is None and damage is not None and find_checkpoints(folder):
@@ -93,6 +95,10 @@ def read_small(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
     if not path.is_file() or path.stat().st_size > max_bytes:
         raise OSError(errno.EINVAL, f"no regular file of up to {max_bytes:,} bytes")
     return path.read_bytes()
+
+
+def _is_adopted(checkpoint: CheckpointFolder | None) -> bool:
+    return checkpoint is not None and load_manifest(checkpoint.path).get(ADOPTED) is True
 
 
 def _is_enough(score: Any, options: RunOptions) -> bool:

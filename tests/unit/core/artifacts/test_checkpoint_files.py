@@ -189,6 +189,9 @@ def test_an_adopted_checkpoint_takes_the_place_of_all_others(tmp_path: Path) -> 
     assert (own / "step-20" / "weights").read_text() == "theirs"
     assert (own / "replay" / "rows-0-9.zst").read_text() == "their rows"
     assert sorted(path.name for path in own.parent.iterdir()) == ["checkpoints"]
+    # Whose rows are the donor's.
+    assert choose_checkpoint(own, at_most=10) == (adopted, [])
+    assert choose_checkpoint(donor, at_most=10)[0] is None
     # What the donor does later is its own affair.
     prune_checkpoints(donor, keep=1)
     save_one(donor, 40, content="later", shared="later rows")

@@ -19,14 +19,23 @@ def remote(tmp_path: Path) -> RemoteFolder:
     return RemoteFolder(f"file://{tmp_path}/storage/x/checkpoints")
 
 
-def put(remote: RemoteFolder, steps: int, files: dict[str, bytes], **listed: Any) -> None:
+def put(
+    remote: RemoteFolder,
+    steps: int,
+    files: dict[str, bytes],
+    *,
+    adopted: bool = False,
+    **listed: Any,
+) -> None:
     described = {
         name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
         for name, content in files.items()
     }
     for name, content in files.items():
         remote.put(f"step-{steps}/{name}" if ".." not in name else name[3:], content)
-    manifest = {"format_version": 1, "score": None, "files": described | listed}
+    manifest: dict[str, Any] = {"format_version": 1, "score": None, "files": described | listed}
+    if adopted:
+        manifest["adopted"] = True
     remote.put(f"step-{steps}/manifest.json", json.dumps(manifest).encode())
 
 
@@ -47,6 +56,14 @@ def test_the_newest_within_the_rows_comes_with_its_shared_files(
     names = {"step-20/a", "step-20/manifest.json", "replay/r1", "replay/r2"}
     assert files_of(root) == names
     assert fetch_checkpoint(remote, root, newer_than=20, at_most=25) == (None, [])
+
+
+def test_an_adopted_one_needs_no_rows(remote: RemoteFolder, tmp_path: Path) -> None:
+    put(remote, 10, {"a": b"1"})
+    put(remote, 30, {"a": b"3"}, adopted=True)
+    found, faults = fetch_checkpoint(remote, tmp_path / "here", at_most=10)
+    assert found is not None
+    assert (found.agent_steps, faults) == (30, [])
 
 
 @pytest.mark.parametrize(
