@@ -1,7 +1,7 @@
 """`init_from`: the weights of a model.zip, or of a Stable-Baselines3 zip, for a run to begin with.
 
-Only tensors are read: of ours the safetensors, of theirs `policy.pth`, and that only if its pickle
-names nothing but tensors (`evaluation.stable_baselines3`). What does not fit the run is refused.
+Only tensors are read: of ours the safetensors, of theirs those in `policy.pth`, without unpickling
+(`evaluation.stable_baselines3`). What does not fit the run is refused.
 PPO and A2C have the same network and may take over from each other.
 """
 

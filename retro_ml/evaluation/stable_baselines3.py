@@ -1,37 +1,28 @@
 """Weights out of a Stable-Baselines3 zip (CnnPolicy of PPO, A2C, DQN), its pickles left alone.
 
-`data` is read as JSON, in which pickles are just text. `policy.pth` is a zip in the zip, with a
-pickle that describes its tensors; it is handed to `torch.load(..., weights_only=True)` once its
-size is bounded and that pickle has been seen to name nothing but tensors.
+`data` is read as JSON, in which pickles are just text. The pickle in `policy.pth`, which describes
+its tensors, is interpreted by `core.artifacts.state_dict`, which knows nothing but tensors.
 """
 
 from __future__ import annotations
 
-import io
-import pickletools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
-from retro_ml.core.artifacts.guarded_zip import ZipFault, guard_zip, open_zip, read_member
+from retro_ml.core.artifacts.guarded_zip import ZipFault, open_zip, read_member
 from retro_ml.core.artifacts.model_archive import ArchiveError, Weights, parse_json
 from retro_ml.core.artifacts.stable_baselines3 import ACTOR_CRITIC, BODY, Q_NETWORK
+from retro_ml.core.artifacts.state_dict import Values, read_state_dict
 from retro_ml.core.experiments.faults import as_line
 
 POLICY, DATA = "policy.pth", "data"
 MAX_DATA_BYTES = 64 * 1024**2  # with the last observations of many games, as text
-MAX_PICKLE_BYTES = 1024**2  # of the description of some 40 tensors
-MAX_TENSORS = 1_000
+MAX_POLICY_BYTES = 32 * 1024**2  # DQN's has 14 MB, its target network included
 
-_PROTOCOL = 2  # torch.save's
-_HARMLESS = {
-    ("collections", "OrderedDict"),
-    ("torch", "FloatStorage"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-}
+_LONGEST = 200  # characters of what is wrong with a file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +37,7 @@ class ForeignModel:
 
 def read_model(path: Path) -> ForeignModel:
     """Raises ArchiveError: it is damaged, hostile, or of another network."""
-    limits_bytes = {DATA: MAX_DATA_BYTES}
+    limits_bytes = {DATA: MAX_DATA_BYTES, POLICY: MAX_POLICY_BYTES}
     try:
         with open_zip(path, limits_bytes=limits_bytes) as archive:
             policy, data = read_member(archive, POLICY), read_member(archive, DATA)
@@ -70,45 +61,14 @@ def read_model(path: Path) -> ForeignModel:
     )
 
 
-def _load_tensors(content: bytes) -> dict[str, np.ndarray[Any, Any]]:
-    """The state dict in a file of `torch.save`'s. Raises ZipFault."""
-    with guard_zip(io.BytesIO(content), limits_bytes={}, max_members=MAX_TENSORS) as archive:
-        descriptions = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        if len(descriptions) != 1:
-            raise ZipFault(f"{POLICY} is no file of torch.save")
-        if archive.getinfo(descriptions[0]).file_size > MAX_PICKLE_BYTES:
-            raise ZipFault(f"the pickle in {POLICY} has more than {MAX_PICKLE_BYTES:,} bytes")
-        _check_pickle(read_member(archive, descriptions[0]))
+def _load_tensors(content: bytes) -> dict[str, Values]:
     try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a file made on purpose leads it to
-        # PyTorch's own message advises to load it as a pickle.
-        raise ZipFault(f"{POLICY} is damaged, or holds more than tensors") from error
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
-    ):
-        raise ZipFault(f"{POLICY} holds something else than tensors by name")
-    return {name: tensor.numpy() for name, tensor in state.items()}
+        return read_state_dict(content)
+    except ZipFault as fault:
+        raise ZipFault(as_line(f"{POLICY}: {fault}", longest=_LONGEST)) from fault.__cause__
 
 
-def _check_pickle(pickle: bytes) -> None:
-    """Raises ZipFault if it names anything but float32 tensors. Nothing of it is run."""
-    try:
-        for opcode, argument, _ in pickletools.genops(pickle):
-            if opcode.name in {"STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4", "OBJ", "NEWOBJ"}:
-                raise ZipFault(f"the pickle in {POLICY} builds objects")
-            if opcode.name == "PROTO" and argument != _PROTOCOL:
-                raise ZipFault(f"the pickle in {POLICY} is of protocol {argument}")
-            if opcode.name == "GLOBAL":
-                module, _, name = str(argument).partition(" ")
-                if (module, name) not in _HARMLESS:
-                    named = as_line(f"{module}.{name}", longest=100)
-                    raise ZipFault(f"the pickle in {POLICY} names {named}, which is no tensor")
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise ZipFault(f"the pickle in {POLICY} is damaged ({error})") from error
-
-
-def _rename(state: dict[str, np.ndarray[Any, Any]], layers: dict[str, str]) -> Weights:
+def _rename(state: dict[str, Values], layers: dict[str, str]) -> Weights:
     """Our names for theirs. Raises ZipFault where a layer is missing or one is too many."""
     weights, copies = {}, set()
     for layer, theirs in layers.items():

@@ -19,12 +19,16 @@ from typing import BinaryIO
 
 MAX_MEMBERS = 64
 MAX_MEMBER_BYTES = 512 * 1024**2
-# Bounds the table of contents, which zipfile reads whole before any member can be looked at.
 MAX_ARCHIVE_BYTES = 2 * MAX_MEMBER_BYTES
 # Weights compress by a few percent, JSON tenfold; deflate's own limit is about 1,000.
 MAX_COMPRESSION_RATIO = 100
+# Of the table of contents: zipfile makes an object of each entry, of which 46 bytes will do, before
+# any can be looked at.
+MAX_ENTRY_BYTES = 1024
 
 _ENCRYPTED_FLAG = 0x1
+# The end of a zip, with the longest comment and what zip64 adds.
+_END_BYTES = 2**16 + 1024
 
 # What zipfile raises for damaged files, found by feeding it some: it promises BadZipFile only.
 _ZIP_ERRORS = (
@@ -66,18 +70,24 @@ def open_zip(path: Path, *, limits_bytes: Mapping[str, int]) -> Iterator[zipfile
 
 @contextmanager
 def guard_zip(
-    file: BinaryIO, *, limits_bytes: Mapping[str, int], max_members: int = MAX_MEMBERS
+    file: BinaryIO,
+    *,
+    limits_bytes: Mapping[str, int],
+    max_members: int = MAX_MEMBERS,
+    max_bytes: int = MAX_ARCHIVE_BYTES,
 ) -> Iterator[zipfile.ZipFile]:
-    """As `open_zip`, of a file that is open or in memory."""
+    """As `open_zip`, of a file that is open or in memory; `max_bytes` of all members together."""
+    metered = _MeteredFile(file, allowance_bytes=_END_BYTES + max_members * MAX_ENTRY_BYTES)
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(metered) as archive:
+            metered.allowance_bytes = None
             members = archive.infolist()
             if len(members) > max_members:
                 raise ZipFault(f"{len(members)} members, at most {max_members} are allowed")
             for member in members:
                 _check_member(member, limits_bytes.get(member.filename, MAX_MEMBER_BYTES))
-            if sum(member.file_size for member in members) > MAX_ARCHIVE_BYTES:
-                raise ZipFault(f"its members have more than {MAX_ARCHIVE_BYTES:,} bytes together")
+            if sum(member.file_size for member in members) > max_bytes:
+                raise ZipFault(f"its members have more than {max_bytes:,} bytes together")
             yield archive
     except _ZIP_ERRORS as error:
         raise ZipFault(f"the zip is damaged ({error or type(error).__name__})") from error
@@ -94,6 +104,30 @@ def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
     if len(data) != archive.getinfo(name).file_size:
         raise ZipFault(f"member {name!r} is cut short")
     return data
+
+
+class _MeteredFile:
+    """A file to read from, no more than `allowance_bytes` until that is set to None.
+
+    zipfile and this module need not agree where the table of contents lies and how long it is,
+    which a file made on purpose may tell in two ways.
+    """
+
+    def __init__(self, file: BinaryIO, *, allowance_bytes: int) -> None:
+        self.allowance_bytes: int | None = allowance_bytes
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        """Raises ZipFault where more is asked for than is allowed, and there."""
+        left = self.allowance_bytes
+        if left is None:
+            return self._file.read(size)
+        content = self._file.read(min(size, left + 1) if size >= 0 else left + 1)
+        if len(content) > left:
+            raise ZipFault("its table of contents is too long for so few members")
+        self.allowance_bytes = left - len(content)
+        return content
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -8,14 +8,18 @@ import zipfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retro_ml.core.artifacts.guarded_zip import ZipFault
 from retro_ml.core.artifacts.model_archive import ArchiveError
+from retro_ml.core.artifacts.pickle_bytes import Call, Global, Persistent, write_pickle
 from retro_ml.core.artifacts.stable_baselines3 import build_members
+from retro_ml.core.artifacts.state_dict import read_state_dict
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.evaluation.initial_weights import read_initial_weights
 from retro_ml.evaluation.stable_baselines3 import read_model
@@ -49,12 +53,37 @@ def saved(tmp_path: Path) -> Path:
     return write_zip(tmp_path / "theirs.zip", MEMBERS)
 
 
-def torch_zip(pickle_bytes: bytes) -> bytes:
+def torch_zip(pickle_bytes: bytes, *, compression: int = 0, **members: bytes) -> bytes:
+    """As torch.save makes it; `_` stands for `/` in the members' names."""
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
+    with zipfile.ZipFile(file, "w", compression) as archive:
         archive.writestr("archive/data.pkl", pickle_bytes)
         archive.writestr("archive/version", b"3\n")
+        for name, content in members.items():
+            archive.writestr(f"archive/{name.replace('_', '/')}", content)
     return file.getvalue()
+
+
+def storage(kind: str = "FloatStorage", *, key: str = "0", count: int = 4) -> Persistent:
+    return Persistent(("storage", Global("torch", kind), key, "cpu", count))
+
+
+def tensor(
+    values: Any = None,
+    *,
+    offset: Any = 0,
+    shape: Any = (4,),
+    strides: Any = (1,),
+    grad: bool = False,
+) -> Call:
+    rebuild = Global("torch._utils", "_rebuild_tensor_v2")
+    hooks = Call(Global("collections", "OrderedDict"))
+    return Call(rebuild, (values or storage(), offset, shape, strides, grad, hooks))
+
+
+def policy(value: Any, **members: bytes) -> bytes:
+    """A policy.pth of one tensor, whose storage has 4 values."""
+    return torch_zip(write_pickle({"a": value}), **{"data_0": b"\0" * 16, **members})
 
 
 def test_no_pickle_of_theirs_is_loaded(
@@ -85,7 +114,7 @@ def test_no_pickle_of_theirs_is_loaded(
         (torch_zip(pickle.dumps({"a": 1}, 2)), "something else than tensors"),
         (torch_zip(pickle.dumps([], 2)), "something else than tensors"),
         (torch_zip(pickle.dumps({"a": 1}, 4)), "protocol 4"),
-        (torch_zip(b"garbage"), "pickle in policy.pth is damaged"),
+        (torch_zip(b"garbage"), "policy.pth: its pickle is damaged"),
         (torch_zip(b"}." + b"\0" * 2**20), "more than 1,048,576 bytes"),
         (b"", "damaged"),
         (b"PK\5\6" + b"\0" * 18, "no file of torch.save"),
@@ -99,6 +128,106 @@ def test_a_policy_made_on_purpose_gets_one_message(
     with pytest.raises(ArchiveError, match=message) as refused:
         read_model(write_zip(saved, members))
     assert "\n" not in str(refused.value)
+
+
+TEXT = b"X\1\0\0\0a"  # the opcode of the text "a"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        # Tensors that are larger than what is there.
+        (policy(tensor(shape=(10**6, 10**6), strides=(0, 0))), "not contiguous"),
+        (policy(tensor(shape=(2**31 - 1,) * 8, strides=(0,) * 8)), "not contiguous"),
+        (policy(tensor(shape=(10**6, 4), strides=(4, 1))), "larger than its values"),
+        (policy(tensor(shape=(5,))), "larger than its values"),
+        (policy(tensor(offset=1)), "larger than its values"),
+        (policy(tensor(shape=(2,), strides=(2,))), "not contiguous"),
+        (policy(tensor(offset=-1)), "a tensor of no shape"),
+        (policy(tensor(shape=(-4,))), "a tensor of no shape"),
+        (policy(tensor(shape=(4,), strides=())), "a tensor of no shape"),
+        (policy(tensor(shape=(True,) * 9, strides=(1,) * 9)), "a tensor of no shape"),
+        (policy(tensor(shape=("4",))), "a tensor of no shape"),
+        # Storages that are not what they say.
+        (policy(tensor(storage(count=5))), "a storage of 5 values has 4"),
+        (policy(tensor(storage(count=-1))), "a storage of -1 values has 4"),
+        (policy(tensor(), data_0=b"\0" * 15), "its pickle is damaged"),
+        (policy(tensor(storage(key="1"))), "0 members archive/data/1"),
+        (policy(tensor(storage(key="../0\n"))), "0 members"),
+        (policy(tensor(storage("DoubleStorage"))), "names torch.DoubleStorage"),
+        (policy(tensor(storage("FloatStorage", key=7))), "something else than a storage"),
+        (policy(tensor(), byteorder=b"big"), "not little-endian"),
+        # Other things in place of tensors.
+        (policy(storage()), "something else than tensors"),
+        (policy((1, 2)), "something else than tensors"),
+        (policy([tensor()]), "something else than tensors"),
+        (policy(Call(Global("torch", "FloatStorage"), (4,))), "a call that is no tensor's"),
+        (policy(Call(Global("torch._utils", "_rebuild_tensor_v2"))), "a call that is no tensor's"),
+        # What PyTorch before 2.10 took for dicts (CVE-2026-24747).
+        (torch_zip(b")(" + TEXT + b"K\1u."), "items of something else than a dict"),
+        (torch_zip(b")" + TEXT + b"K\1s."), "items of something else than a dict"),
+        (torch_zip(b"](" + TEXT + b"K\1u."), "something else than tensors"),
+        (torch_zip(b"}K\1K\1s."), "items of something else than a dict"),
+        (torch_zip(b"}(" + TEXT + b"u."), "its pickle is damaged"),
+        (torch_zip(b")}b."), "attributes of something else than a dict"),
+        # Nested so deep that a comparison would end the process, and in itself.
+        (torch_zip(b")" + b"\x85" * 10**6 + b"."), "something else than tensors"),
+        (torch_zip(b"})" + b"\x85" * 10**6 + b"K\1s."), "items of something else than a dict"),
+        (torch_zip(b")" + b"\x85" * 10**6 + b")R."), "a call that is no tensor's"),
+        (torch_zip(b"}q\0" + TEXT + b"h\0s."), "something else than tensors"),
+        (torch_zip(b"h\7."), "its pickle is damaged"),
+        (torch_zip(b"}"), "its pickle is damaged"),
+        (torch_zip(b"."), "its pickle is damaged"),
+        # Sizes.
+        (b"\0" * (32 * 1024**2 + 1), "more than 33,554,432 bytes"),
+        (
+            torch_zip(b"}.", compression=zipfile.ZIP_DEFLATED, data_0=b"0123456789" * 150),
+            "bytes together",
+        ),
+    ],
+)
+def test_tensors_made_on_purpose_get_one_message(
+    content: bytes, message: str, saved: Path, bounded: Bounded
+) -> None:
+    path = write_zip(saved, MEMBERS | {"policy.pth": content})
+
+    with bounded(), pytest.raises(ArchiveError, match=message) as refused:
+        read_model(path)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 500
+
+
+def test_what_is_refused_above_is_read_where_it_is_right() -> None:
+    values = np.arange(4, dtype="<f4").tobytes()
+
+    state = read_state_dict(
+        policy(tensor(offset=1, shape=(1, 3), strides=(77, 1), grad=True), data_0=values)
+    )
+
+    assert state["a"].tolist() == [[1.0, 2.0, 3.0]]
+    assert read_state_dict(torch_zip(b"}.")) == {}
+
+
+opcodes = st.sampled_from(
+    [b"\x80\2", b"(", b"}", b")", b"]", b"\x85", b"\x86", b"\x87", b"t", b"R", b"Q", b"b", b"s"]
+    + [b"u", b"q\0", b"h\0", b"q\1", b"h\1", b"K\0", b"K\4", b"\x88", TEXT, b"N", b"."]
+    + [b"ctorch\nFloatStorage\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"cos\nmkdir\n"]
+    + [write_pickle(value)[2:-1] for value in ("0", storage(), tensor(), {"a": tensor()})]
+)
+
+
+@given(parts=st.lists(opcodes, max_size=30))
+def test_any_opcodes(parts: list[bytes], bounded: Bounded) -> None:
+    content = torch_zip(b"".join(parts) + b".", data_0=b"\0" * 16)
+    state: dict[str, Any] = {}
+    words = ""
+    with bounded():
+        try:
+            state = read_state_dict(content)
+        except ZipFault as fault:
+            words = str(fault)
+    assert "\n" not in words
+    assert all(array.shape == (4,) and array.dtype == np.float32 for array in state.values())
 
 
 def test_a_bomb_in_the_zip_in_the_zip_is_refused(saved: Path) -> None:
@@ -157,7 +286,7 @@ def test_what_begins_a_run_is_read_as_carefully(
         "leads out": MEMBERS | {"../policy.pth": b""},
         "NaN or infinite": build_members(CONFIG, nan, agent_steps=1, versions={}),
         "names": MEMBERS | {"policy.pth": torch_zip(b"cos\nmkdir\n(X\1\0\0\0xtR.")},
-        "damaged, or": MEMBERS | {"policy.pth": torch_zip(b"\x80\2R.")},
+        "its pickle is damaged": MEMBERS | {"policy.pth": torch_zip(b"\x80\2R.")},
         r"policy\.pth|damaged": MEMBERS | {"policy.pth": pickle_trap(marker)},
     }
     for message, content in faults.items():
