@@ -34,6 +34,7 @@ FORMAT_VERSION = 2
 WEIGHTS, CONFIG, METADATA = "weights.safetensors", "config.json", "metadata.json"
 CARD = "README.md"
 MAX_JSON_BYTES = 1024**2
+MAX_HEADER_BYTES = 64 * 1024  # of the weights; the 12 arrays of NatureCNN take 1 kB
 
 _CHUNK_BYTES = 1024**2
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # The earliest time that a zip can hold.
@@ -160,6 +161,10 @@ def _hash_member(archive: zipfile.ZipFile, name: str) -> str:
 
 
 def _parse_weights(data: bytes) -> Weights:
+    header_bytes = int.from_bytes(data[:8], "little")  # safetensors would take 100 MB of JSON
+    if header_bytes > MAX_HEADER_BYTES:
+        fault = f"its header has more than {MAX_HEADER_BYTES:,} bytes"
+        raise ZipFault(f"{WEIGHTS} is no safetensors file ({fault})")
     try:
         arrays = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, KeyError, ValueError, OverflowError) as error:

@@ -413,6 +413,40 @@ def test_a_bomb_of_ten_gigabytes_in_zip64(tmp_path: Path, bounded: Bounded) -> N
     assert "more than 536,870,912 bytes" in refuse(file.getvalue(), tmp_path, bounded)
 
 
+def long_table_of_contents(entries: int, *, zip64: bool, comment: bytes = b"") -> bytes:
+    """Entries of 46 bytes, each of which zipfile makes an object of."""
+    table = (b"PK\1\2" + b"\0" * 42) * entries
+    size, count = len(table), min(entries, 0xFFFF)
+    if not zip64:
+        end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, size, 0, len(comment))
+        return table + end + comment
+    end64 = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, entries, entries, size, 0)
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, size, 1)
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, *[0xFFFF] * 2, *[2**32 - 1] * 2, len(comment))
+    return table + end64 + locator + end + comment
+
+
+@pytest.mark.parametrize("zip64", [False, True])
+@pytest.mark.parametrize("comment", [b"", b"x" * 65_535])
+def test_a_long_table_of_contents_is_not_read(
+    zip64: bool, comment: bytes, tmp_path: Path, bounded: Bounded
+) -> None:
+    content = long_table_of_contents(100_000, zip64=zip64, comment=comment)
+
+    line = refuse(content, tmp_path, bounded)
+    assert "its table of contents is too long" in line
+    short = long_table_of_contents(100, zip64=zip64, comment=comment)
+    assert "100 members, at most 64 are allowed" in refuse(short, tmp_path, bounded)
+
+
+def test_a_long_header_of_the_weights_is_not_read(tmp_path: Path, bounded: Bounded) -> None:
+    header = {f"a{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(2_000)}
+    members = members_of(good_archive(tmp_path)) | {WEIGHTS: safetensors_file(header, b"")}
+
+    line = refuse(zip_of(sign(members)), tmp_path, bounded)
+    assert "its header has more than 65,536 bytes" in line
+
+
 def test_links_and_ways_out_are_refused(tmp_path: Path, bounded: Bounded) -> None:
     members = members_of(good_archive(tmp_path))
     for name in ("../planted", "/tmp/planted", "a/../../planted"):
