@@ -152,7 +152,10 @@ class Agent:
         return values if _is_batch(observation) else values[0]
 
     def play(self, *, seed: int = 0, deterministic: bool = False) -> Episode:
-        """Plays one whole game by the archive's protocol, as `retro-ml evaluate` would.
+        """Plays one whole game as `retro-ml evaluate` does where no protocol is named.
+
+        Sticky actions, no-ops and the limit of frames are those that the game's id stands for,
+        whatever the run has overridden; FIRE and the set of actions are the run's.
 
         Args:
             seed: of the game and of the actions.

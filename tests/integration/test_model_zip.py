@@ -267,7 +267,7 @@ def test_an_export_that_acts_otherwise_is_not_written(
 # The agent.
 
 
-def test_an_agent_plays_by_its_archives_protocol(models: dict[str, Path]) -> None:
+def test_an_agent_plays_whole_games(models: dict[str, Path]) -> None:
     agent = Agent.load(models["PPO"])
     episode = agent.play(seed=3)
 

@@ -25,11 +25,14 @@ evaluation. `retro-ml evaluate model.zip` plays whole games by a named protocol.
 ## Use
 
 ```python
+import numpy as np
+
 from retro_ml import Agent
 
 agent = Agent.load("model.zip")
 print(agent.play().score)  # one whole game
-action = agent.act(observation, deterministic=True)  # [4, 84, 84] uint8, or a batch of them
+observation = np.zeros((4, 84, 84), np.uint8)  # or a batch of such
+action = agent.act(observation, deterministic=True)
 ```
 """
 
@@ -37,9 +40,11 @@ _SB3 = """
 Stable-Baselines3 reads the same file, and can train it further:
 
 ```python
+import numpy as np
 from stable_baselines3 import {algorithm}
 
 model = {algorithm}.load("model.zip")
+observation = np.zeros((4, 84, 84), np.uint8)
 action, _ = model.predict(observation, deterministic=True)
 ```
 

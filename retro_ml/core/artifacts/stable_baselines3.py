@@ -82,6 +82,11 @@ def build_members(
 def describe_losses(config: ExperimentConfig) -> list[str]:
     """What of the experiment training there does without or does otherwise."""
     lost = ["the optimizer's state: it begins afresh"]
+    if not _has_constant_rate(config):
+        lost.append(
+            f"the step size's horizon of {config.schedule_agent_steps:,} agent steps: it falls to "
+            "0 over what learn is asked for"
+        )
     if config.algorithm != "DQN":
         return lost
     dqn = config.dqn
@@ -202,11 +207,16 @@ def _policy_kwargs(config: ExperimentConfig) -> dict[str, Any]:
 def _learning_rate(config: ExperimentConfig) -> Any:
     """A number, or the schedule that falls to 0 over what `learn` is asked for."""
     rate = config.settings.learning_rate
-    constant = config.algorithm == "DQN" or not config.a2c.anneal_learning_rate
-    if constant and config.algorithm != "PPO":
+    if _has_constant_rate(config):
         return rate
     schedule = Global("stable_baselines3.common.utils", "LinearSchedule")
     return _pickled(Call(schedule, (rate, 0.0, 1.0)))
+
+
+def _has_constant_rate(config: ExperimentConfig) -> bool:
+    if config.algorithm == "A2C":
+        return not config.a2c.anneal_learning_rate
+    return config.algorithm == "DQN"
 
 
 def _optimizer_state(config: ExperimentConfig) -> dict[str, Any]:

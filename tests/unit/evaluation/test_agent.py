@@ -1,5 +1,6 @@
 """What an agent tells of one observation and of a batch."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 import torch
 
 from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.evaluation import agent as agents
 from retro_ml.evaluation.agent import Agent
+from retro_ml.evaluation.episodes import Episode
 from retro_ml.networks.nature_cnn import ActorCriticNetwork, QNetwork, pack_observations
 from retro_ml.networks.standard_form import build_standard_form
 
@@ -71,6 +74,28 @@ def test_one_observation_is_a_row_of_a_batch(kind: str) -> None:
         assert len(ask(BATCH)) == 5
         with pytest.raises(ValueError, match=r"\[4, 84, 84\]"):
             ask(BATCH.astype(np.float32))
+
+
+def test_it_plays_as_an_evaluation_does_whatever_its_run_overrode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    protocols = []
+
+    def play(agent: Agent, *, protocol: Any, **how: Any) -> list[Episode]:
+        protocols.append(protocol)
+        return [Episode(score=1.0, agent_steps=1, frames=4, capped=False)]
+
+    monkeypatch.setattr(agents, "play_episodes", play)
+    overridden = {"sticky_actions": 0.1, "noop_max": 5, "max_frames": 400, "auto_fire": False}
+    agent = build_agent("PPO")
+    agent.play()
+    agent.config = ExperimentConfig(game_id="breakout", environment=overridden)
+    agent.play()
+
+    asked, other = protocols
+    assert (asked.name, asked.sticky_actions, asked.noop_max) == ("noop", 0.0, 30)
+    assert (asked.auto_fire, other.auto_fire) == (True, False)
+    assert replace(other, auto_fire=True) == asked
 
 
 def test_actions_are_named_where_the_archive_names_them() -> None:

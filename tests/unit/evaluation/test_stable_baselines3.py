@@ -13,7 +13,11 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from retro_ml.core.artifacts.model_archive import ArchiveError
-from retro_ml.core.artifacts.stable_baselines3 import build_members, explain_absence
+from retro_ml.core.artifacts.stable_baselines3 import (
+    build_members,
+    describe_losses,
+    explain_absence,
+)
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.evaluation.agent import Agent
 from retro_ml.evaluation.stable_baselines3 import read_model
@@ -191,3 +195,17 @@ def test_where_they_have_no_such_network_it_is_said() -> None:
 
     assert explain_absence(dueling, weights) == "it has no dueling network"
     assert explain_absence(build_config("PPO"), {"w": np.zeros(2, np.float32)}) is not None
+
+
+def test_the_horizon_of_a_falling_step_size_is_told_not_to_be_taken_over() -> None:
+    horizon = (
+        "the step size's horizon of 9,000 agent steps: it falls to 0 over what learn is asked for"
+    )
+
+    ppo = build_config("PPO", ppo={"schedule_agent_steps": 9_000})
+    annealed = {"anneal_learning_rate": True, "schedule_agent_steps": 9_000}
+    assert horizon in describe_losses(ppo)
+    assert horizon in describe_losses(build_config("A2C", a2c=annealed))
+    constant = build_config("A2C", a2c={**annealed, "anneal_learning_rate": False})
+    for config in (constant, build_config("DQN")):
+        assert not [text for text in describe_losses(config) if "horizon" in text]
