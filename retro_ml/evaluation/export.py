@@ -73,6 +73,7 @@ def export_agent(agent: Agent, *, to: ExportFormat, output: Path) -> Export:
 
     Raises:
         ExportUnavailable: a library is missing.
+        ArchiveError: it has another number of actions than its game.
         ExportDiffers: it chooses other actions.
         ArtifactError: the file cannot be written.
     """

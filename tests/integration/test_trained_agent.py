@@ -8,6 +8,7 @@ archive is written anew from them, as every run writes it.
 """
 
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ import stable_baselines3 as sb3
 import torch
 from numpy.typing import NDArray
 
-from retro_ml import Agent
+from retro_ml import Agent, export
+from retro_ml.core.artifacts.model_archive import CARD, save_model_archive
 from retro_ml.core.artifacts.run_model import save_run_model
 from retro_ml.core.artifacts.training_history import TrainingHistory
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.evaluation.export import export_agent
 from retro_ml.evaluation.observations import collect_observations
+from retro_ml.networks.nature_cnn import ActorCriticNetwork
 
 pytestmark = pytest.mark.integration
 
@@ -78,18 +81,39 @@ def seen(agent: Agent) -> NDArray[np.uint8]:
     return collect_observations(agent, count=1_000)
 
 
-def test_the_lines_of_the_readme_play_a_game(
-    model: Path, seen: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("source", ["README.md", "docs/model-archive.md", "the card in it"])
+def test_the_lines_to_use_an_agent_play_a_game(
+    source: str, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    if source == "the card in it":
+        with zipfile.ZipFile(model) as archive:
+            text = archive.read(CARD).decode()
+    else:
+        text = (ROOT / source).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     (lines,) = [block for block in blocks if "Agent.load" in block]
-    monkeypatch.chdir(model.parents[2])
-    names: dict[str, Any] = {"observation": seen[0]}
+    monkeypatch.chdir(model.parents[2] if source == "README.md" else model.parent)
+    names: dict[str, Any] = {}
 
-    exec(compile(lines, "README.md", "exec"), names)
+    exec(compile(lines, source, "exec"), names)
 
-    assert names["action"] == names["agent"].act(seen[:1], deterministic=True)[0]
+    assert names["observation"].shape == (4, 84, 84)
+    assert 0 <= names["action"] < 4
+
+
+def test_a_head_of_another_game_is_refused_before_it_plays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = {n: t.numpy() for n, t in ActorCriticNetwork(18).state_dict().items()}
+    config = ExperimentConfig(game_id="breakout", experiment_id="x").model_dump_json()
+    path = tmp_path / "model.zip"
+    save_model_archive(path, weights=weights, config_json=config, metadata={})
+
+    assert export.main([str(path), "--to", "safetensors"]) == 2
+
+    told = capsys.readouterr()
+    assert "the model knows 18 actions, breakout has 4" in told.err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.zip"]
 
 
 def test_it_plays_well_and_its_scores_are_the_real_ones(agent: Agent) -> None:
