@@ -19,9 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.engine.milestone_films import ENOUGH, JOIN
 from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.core.experiments.faults import as_line
 from retro_ml.core.experiments.run_paths import RunPaths
 from retro_ml.evaluation.film_options import FilmOptions
 from retro_ml.evaluation.video_file import FRAMES_PER_S, NoVideo, require_video, temporary_path
@@ -32,6 +32,7 @@ SHARE = 0.05
 """Of one CPU's time, while training goes on (this project's choice: without a limit filming made
 training on two cores 12 % slower, docs/films.md)."""
 _CANNOT = 3
+_LONGEST = 500  # characters of a warning
 
 
 def main(experiment_dir: str) -> int:
@@ -46,18 +47,11 @@ def main(experiment_dir: str) -> int:
         print(error, flush=True)
         return _CANNOT
     while (agent_steps := orders.next_steps()) is not None:
-        weights_path = paths.milestone_weights_path(agent_steps)
-        try:
-            _film(paths, agent_steps, orders)
-        except (ArtifactError, ValueError, OSError) as error:
-            print(f"warning: no film of the agent after {agent_steps:,} agent steps: {error}")
-        with suppress(OSError):
-            weights_path.unlink(missing_ok=True)
-        sys.stdout.flush()
+        _film_or_warn(paths, agent_steps, orders)
     try:
         _join(paths)
-    except ArtifactError as error:
-        print(f"warning: {error}", flush=True)
+    except Exception as error:  # as for a single film
+        print(f"warning: no film of all milestones: {_in_words(error)}", flush=True)
     return 0
 
 
@@ -114,20 +108,32 @@ class Orders:
         os._exit(0)
 
 
+def _film_or_warn(paths: RunPaths, agent_steps: int, orders: Orders) -> None:
+    try:
+        _film(paths, agent_steps, orders)
+    except Exception as error:  # whatever is odd about this film, the others are wanted
+        words = _in_words(error)
+        print(f"warning: no film of the agent after {agent_steps:,} agent steps: {words}")
+    orders.unfinished = None
+    with suppress(OSError):
+        paths.milestone_weights_path(agent_steps).unlink(missing_ok=True)
+    sys.stdout.flush()
+
+
+def _in_words(error: Exception) -> str:
+    return as_line(str(error) or type(error).__name__, longest=_LONGEST)
+
+
 def _film(paths: RunPaths, agent_steps: int, orders: Orders) -> None:
     import safetensors.numpy
 
-    from retro_ml.core.artifacts.model_archive import ArchiveError
     from retro_ml.evaluation.agent import Agent
     from retro_ml.evaluation.film_progress import film_words
     from retro_ml.evaluation.films import record_film
 
     config = ExperimentConfig.model_validate_json(paths.config_path.read_bytes())
-    try:
-        weights = safetensors.numpy.load_file(paths.milestone_weights_path(agent_steps))
-        agent = Agent.from_weights(weights, config=config)
-    except (safetensors.SafetensorError, ArchiveError) as error:
-        raise ValueError(str(error)) from error
+    weights = safetensors.numpy.load_file(paths.milestone_weights_path(agent_steps))
+    agent = Agent.from_weights(weights, config=config)
     agent.metadata["agent_steps"] = agent_steps
     target = paths.milestone_film_path(agent_steps)
     orders.unfinished = temporary_path(target)
@@ -139,7 +145,6 @@ def _film(paths: RunPaths, agent_steps: int, orders: Orders) -> None:
         max_frames=LONGEST_FRAMES,
         stopped=lambda: _rest(orders),
     )
-    orders.unfinished = None
     if film is not None and not film.whole:
         target.unlink()  # half a film would be taken for the whole one
         film = None

@@ -123,6 +123,13 @@ class _OrderedFilms(MilestoneFilms):
         known = _numbers(self._paths.videos_dir, _FILM, _WEIGHTS)
         if milestone < 1 or milestone in map(self._milestone, known):
             return
+        if self._paths.storage_uri is not None and not checkpoint.exists():
+            # It is not in storage yet either: to wait for it would take a thread of its own.
+            self._give_up(
+                "the checkpoints are on the disk of another machine; films need an output_dir on a "
+                "disk that this machine and the nodes share"
+            )
+            return
         self._paths.videos_dir.mkdir(exist_ok=True)
         kept = self._paths.milestone_weights_path(agent_steps)
         _keep(checkpoint / _MODULE, kept)

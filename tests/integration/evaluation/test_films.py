@@ -271,25 +271,36 @@ def test_a_run_leaves_films_of_its_milestones_and_one_of_all(tmp_path: Path) -> 
     assert "warning" not in log.lower()
 
 
-def test_weights_of_another_network_are_a_warning(tmp_path: Path) -> None:
-    config = ExperimentConfig(
-        game_id="breakout", output_dir=str(tmp_path), experiment_id="run", algorithm="DQN"
-    )
+def test_agents_that_cannot_play_are_a_warning_and_the_others_are_filmed(tmp_path: Path) -> None:
+    config = ExperimentConfig(game_id="breakout", output_dir=str(tmp_path), experiment_id="run")
     config.paths.videos_dir.mkdir(parents=True)
     config.config_path.write_text(config.model_dump_json())
-    path = config.paths.milestone_weights_path(10)
-    safetensors.numpy.save_file(build_weights("PPO"), path)
+    pong = ActorCriticNetwork(6).state_dict()
+    weights = {
+        10: build_weights("DQN"),
+        20: {name: tensor.numpy() for name, tensor in pong.items()},
+        30: build_weights(),
+    }
+    for step, arrays in weights.items():
+        safetensors.numpy.save_file(arrays, config.paths.milestone_weights_path(step))
 
-    with start_worker(config) as process:
+    with start_worker(config, "worker.LONGEST_FRAMES = 8") as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write("10\njoin\n")
+        process.stdin.write("10\n20\n30\njoin\n")
         process.stdin.flush()
         out = process.stdout.read()
 
     assert process.returncode == 0
-    assert out.startswith("warning: no film of the agent after 10 agent steps: not the weights")
-    assert list(config.paths.videos_dir.iterdir()) == []
+    lines = out.splitlines()
+    assert lines[0].startswith(
+        "warning: no film of the agent after 10 agent steps: not the weights"
+    )
+    assert lines[1].startswith(
+        "warning: no film of the agent after 20 agent steps: the model knows 6 actions"
+    )
+    names = {path.name for path in config.paths.videos_dir.iterdir()}
+    assert names == {"step-30.mp4", "learning.mp4"}
 
 
 def test_the_filming_process_ends_with_whoever_ordered_it(tmp_path: Path) -> None:
@@ -315,10 +326,11 @@ def test_the_filming_process_ends_with_whoever_ordered_it(tmp_path: Path) -> Non
     assert list(config.paths.videos_dir.iterdir()) == [path]
 
 
-def start_worker(config: ExperimentConfig) -> "subprocess.Popen[str]":
+def start_worker(config: ExperimentConfig, change: str = "") -> "subprocess.Popen[str]":
     """The process as it is, but for its rests: the first one, after the start, takes minutes."""
     name = film_worker.__name__
-    code = f"import sys, {name} as worker; worker.SHARE = 1.0; sys.exit(worker.main(sys.argv[1]))"
+    code = f"import sys, {name} as worker; worker.SHARE = 1.0; {change}\n"
+    code += "sys.exit(worker.main(sys.argv[1]))"
     return subprocess.Popen(
         [sys.executable, "-c", code, str(config.experiment_dir)],
         stdin=subprocess.PIPE,

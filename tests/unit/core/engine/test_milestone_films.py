@@ -194,6 +194,26 @@ def test_nothing_can_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert caplog.text.count("no more films in this run") == 1
 
 
+def test_checkpoints_on_the_disk_of_another_machine_are_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = (tmp_path / "bucket").as_uri()
+    config = build_config(tmp_path).model_copy(update={"output_dir": storage})
+    bus = MetricEventBus()
+    films = build_milestone_films(config, notice=lambda text: None)
+
+    with films.attached(bus):
+        for step in (100, 260, 510):
+            data = {"step": step, "path": str(tmp_path / "elsewhere" / f"step-{step}")}
+            bus.emit(MetricEvent.now(EventType.CHECKPOINT_SAVED, "run", data))
+        films.finish(stopped=lambda: False)
+
+    assert caplog.messages == [
+        "no more films in this run: the checkpoints are on the disk of another machine; films need "
+        "an output_dir on a disk that this machine and the nodes share"
+    ]
+
+
 def test_a_missing_extra_is_told_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
