@@ -54,6 +54,7 @@ _FALLING = frozenset({"score", "steps", "games", "age"})
 _EPILOG = """\
 states:
   starting, running, completed, interrupted, failed: as the run says itself
+  stopped   the scheduler of its sweep has given it up, for good
   lost      it says that it is running, but its process is gone; the same command goes on with it
   unknown   its status.json cannot be read
 

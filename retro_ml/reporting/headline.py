@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from retro_ml.core.engine.progress_text import duration
-from retro_ml.evaluation.human_scores import SCORES
+from retro_ml.evaluation.human_scores import SCORES, human_normalise
 from retro_ml.reporting import report_tables as tables
 from retro_ml.reporting.groups import Group
 from retro_ml.reporting.page import Fact
@@ -83,6 +83,7 @@ def build_notices(groups: Sequence[Group], left_out: Sequence[str]) -> list[str]
     words = {
         "starting": "starting",
         "running": "still running; this is how it stands now",
+        "stopped": "stopped for good by the scheduler of its sweep",
         "interrupted": "interrupted; the same command goes on with it",
         "lost": "cut off without a word (its process is gone); the same command goes on with it",
         "failed": "failed",
@@ -138,11 +139,14 @@ def _score_facts(groups: Sequence[Group]) -> list[Fact]:
         ends = f"; 95 % interval {interval.low:,.1f} to {interval.high:,.1f}"
     words = f"score {who}{mean}{tables.describe_scores(best_group)}{each}{ends}"
     facts = [Fact(f"{score:,.1f}", words)]
-    human = best_group.runs[0].human_normalise(score)
+    iqm, iqm_interval = tables.score_iqm(best_group)
+    human = human_normalise(best_group.rom, iqm)
     if human is not None:
         random_score, human_score = SCORES[best_group.rom]
+        known = tables.normalise_interval(best_group.rom, iqm_interval)
+        ends = "" if known is None else f", 95 % interval {known.low:.2f} to {known.high:.2f}"
         facts.append(
-            Fact(f"{human:.2f}", f"human-normalised: random {random_score:,g} is 0, human "
-                 f"{human_score:,g} is 1")
+            Fact(f"{human:.2f}", f"human-normalised IQM{ends}; random {random_score:,g} is 0, "
+                 f"human {human_score:,g} is 1")
         )  # fmt: skip
     return facts

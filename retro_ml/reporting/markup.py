@@ -29,7 +29,7 @@ def tag(element: str, *children: Any, **attributes: Any) -> Markup:
             continue
         head += " " + name.rstrip("_").replace("_", "-")
         if value is not True:
-            head += f'="{html.escape(str(value), quote=True)}"'
+            head += f'="{html.escape(_visible(str(value)), quote=True)}"'
     if element in _VOID:
         return Markup(f"<{head}>")
     return Markup(f"<{head}>{join(*children)}</{element}>")

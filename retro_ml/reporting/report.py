@@ -172,8 +172,9 @@ class _Maker:
     def link(self, path: Path) -> str:
         address = find_address(path, self._elsewhere)
         if address != str(path):
-            return quote(address, safe="/:")
-        return quote(os.path.relpath(path, self.output))
+            return quote(os.fsencode(address), safe="/:")
+        # Bytes, because a file's name need not be UTF-8.
+        return quote(os.fsencode(os.path.relpath(path, self.output)))
 
     def link_run(self, run: RunRecord) -> str:
         return self.link(run.paths.experiment_dir)

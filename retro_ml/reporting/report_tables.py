@@ -38,17 +38,22 @@ def scores_table(groups: Sequence[Group]) -> Table:
             TableColumn("what", "runs_of", number=False),
             TableColumn("runs", "runs"),
             TableColumn("agent steps", "agent_steps", whole),
-            TableColumn("score", "score", one_digit),
-            TableColumn("95 % interval", "score", interval_one_digit),
+            TableColumn("mean score", "score", one_digit),
+            TableColumn("its 95 % interval", "score", interval_one_digit),
             TableColumn("IQM", "iqm", one_digit),
-            TableColumn("human = 1", "human_normalised", two_digits),
-            TableColumn("95 % interval", "human_normalised", interval_two_digits),
+            TableColumn("its 95 % interval", "iqm", interval_one_digit, in_page=False),
+            TableColumn("mean, human = 1", "human_normalised", two_digits),
+            TableColumn("its 95 % interval", "human_normalised", interval_two_digits),
+            TableColumn("IQM, human = 1", "human_normalised_iqm", two_digits),
+            TableColumn("its 95 % interval", "human_normalised_iqm", interval_two_digits),
             TableColumn("score over", "score_over", number=False),
             TableColumn("interval over", "interval_over", number=False, in_page=False),
         ),
         tuple(_score_row(group) for group in groups),
-        "Score: mean over runs of the mean unclipped score of whole games. IQM and interval are "
-        "over runs, or over the games of a single one.",
+        "A run's score is the mean unclipped score of whole games. Mean and IQM (the mean of the "
+        "middle half) are taken over the runs' scores, or over the games of a single run; each "
+        "interval is that of the figure before it (bootstrap over the same, Agarwal et al. 2021). "
+        "Human = 1: a random agent is 0, a human 1 (Wang et al. 2016).",
     )
 
 
@@ -216,6 +221,22 @@ def describe_scores(group: Group) -> str:
     return "the only training game" if count == "1" else f"the last {count} training games"
 
 
+def score_iqm(group: Group) -> tuple[float, Interval | None]:
+    """IQM of the scores of the counted runs, or of the games of a single one; its interval."""
+    runs = group.counted
+    scores = group.final_scores() if len(runs) > 1 else group.run_scores(runs[0])
+    iqm = float(statistics.interquartile_mean(scores[:, None]))
+    return iqm, interval_of(statistics.interquartile_mean, scores)
+
+
+def normalise_interval(rom: str, interval: Interval | None) -> Interval | None:
+    """Human-normalised: the scale is linear and rises, so it carries an interval's ends over."""
+    if interval is None:
+        return None
+    low, high = human_normalise(rom, interval.low), human_normalise(rom, interval.high)
+    return None if low is None or high is None else Interval(low, high)
+
+
 def _game_column(groups: Sequence[Group]) -> TableColumn:
     """Where there is one game only, the page's title has it."""
     several = len({group.game for group in groups}) > 1
@@ -230,9 +251,9 @@ def _score_row(group: Group) -> tuple[Any, ...]:
     score, interval, runs = group.score(), group.interval, group.counted
     steps = max(run.agent_steps for run in group.runs)
     if score is None:
-        return (group.game, group.label, len(group.runs), steps, *[None] * 7)
+        return (group.game, group.label, len(group.runs), steps, *[None] * 10)
     several = len(runs) > 1
-    pooled = group.final_scores() if several else group.run_scores(runs[0])
+    iqm, iqm_interval = score_iqm(group)
     over = None if interval is None else "runs" if several else "games of one run"
     return (
         group.game,
@@ -241,20 +262,15 @@ def _score_row(group: Group) -> tuple[Any, ...]:
         steps,
         score,
         interval,
-        float(statistics.interquartile_mean(pooled[:, None])),
+        iqm,
+        iqm_interval,
         human_normalise(group.rom, score),
-        _normalise_interval(group.rom, interval),
+        normalise_interval(group.rom, interval),
+        human_normalise(group.rom, iqm),
+        normalise_interval(group.rom, iqm_interval),
         describe_scores(group),
         over,
     )
-
-
-def _normalise_interval(rom: str, interval: Interval | None) -> Interval | None:
-    """The scale is linear and rises, so it carries an interval's ends over."""
-    if interval is None:
-        return None
-    low, high = human_normalise(rom, interval.low), human_normalise(rom, interval.high)
-    return None if low is None or high is None else Interval(low, high)
 
 
 def _aggregate_row(label: str, groups: Sequence[Group]) -> tuple[Any, ...] | None:

@@ -24,8 +24,11 @@ from retro_ml.core.experiments.run_paths import RunPaths
 _MAX_BYTES = 1_000_000
 _ANY = RunPaths(output_dir="/", experiment_id="any")
 _UNDER_WAY = frozenset({"starting", "running"})
-STATES = ("starting", "running", "completed", "interrupted", "failed", "lost", "unknown")
-"""`lost`: status.json says that it is under way, but the process that said so is gone."""
+STATES = (
+    "starting", "running", "completed", "stopped", "interrupted", "failed", "lost", "unknown"
+)  # fmt: skip
+"""`stopped`: by the scheduler of its sweep, for good. `lost`: status.json says that it is under
+way, but the process that said so is gone."""
 
 
 class FileFault(Exception):

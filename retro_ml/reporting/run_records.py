@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from retro_ml.core.experiments.config import ExperimentConfig, config_faults
 from retro_ml.core.experiments.differences import read_fields
 from retro_ml.core.experiments.run_paths import RunPaths
-from retro_ml.evaluation.human_scores import human_normalise
 from retro_ml.reporting.metrics_columns import RunMetrics, read_metrics
 from retro_ml.reporting.run_folders import (
     FileFault,
@@ -95,10 +94,6 @@ class RunRecord:
         """Mean of the last 100 training games."""
         scores = self.metrics.final_scores()
         return float(scores.mean()) if len(scores) else None
-
-    def human_normalise(self, score: float | None) -> float | None:
-        """On the scale on which a random agent has 0 and a human 1."""
-        return None if score is None else human_normalise(self.rom, score)
 
 
 def is_of_record(name: str) -> bool:

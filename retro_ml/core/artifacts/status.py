@@ -40,8 +40,8 @@ def installed_versions() -> dict[str, str | None]:
 class StatusWriter(RunWriter):
     """Keeps status.json up to date with a run's events.
 
-    state: starting, running, completed, interrupted or failed; progress: 0 to 1; storage: what of
-    the run is there, where its files are sent to storage.
+    state: starting, running, completed, stopped (by a sweep's scheduler), interrupted or failed;
+    progress: 0 to 1; storage: what of the run is there, where its files are sent to storage.
     """
 
     def __init__(

@@ -97,7 +97,7 @@ def test_a_run_that_finished_no_game_has_no_score(make_run: MakeRun, tmp_path: P
     (group,) = groups_below(tmp_path)
 
     assert (group.score(), group.interval, group.curve) == (None, None, None)
-    assert scores_table([group]).rows[0][4:] == (None,) * 7
+    assert scores_table([group]).rows[0][4:] == (None,) * 10
 
 
 def test_intervals_are_stratified_by_game() -> None:
@@ -137,3 +137,45 @@ def test_human_normalised_over_games(make_run: MakeRun, tmp_path: Path) -> None:
     assert median == pytest.approx((0.5 + 1) / 2)
     assert gap == pytest.approx(1 / 3)
     assert interval.low == pytest.approx(1 / 3)
+
+
+def test_the_scores_of_one_game_have_a_human_normalised_iqm(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    # Breakout: random 1.7, human 30.5, so these are 0, 1, 1, 1 and 5 of a human.
+    for seed, score in enumerate((1.7, 30.5, 30.5, 30.5, 145.7)):
+        make_run(f"a{seed}", scores=[score], seed=seed)
+    (group,) = groups_below(tmp_path)
+    table = scores_table([group])
+    row = dict(zip([column.csv_names[0] for column in table.columns], table.rows[0], strict=True))
+
+    # A quarter of five scores, rounded down, is one: the least and the best are left out.
+    assert row["iqm"] == pytest.approx(30.5)
+    assert row["human_normalised_iqm"] == pytest.approx(1.0)
+    assert row["human_normalised"] == pytest.approx(8 / 5)
+    interval = row["human_normalised_iqm_low"]
+    ours, theirs = statistics.bootstrap(
+        statistics.interquartile_mean, np.array([[0.0], [1.0], [1.0], [1.0], [5.0]])
+    )
+    assert (interval.low, interval.high) == pytest.approx((float(ours), float(theirs)))
+    assert interval.low < 1.0 < interval.high
+    assert interval != row["human_normalised_low"]
+    headings = [column.heading for column in table.columns if column.in_page]
+    assert headings[5:11] == [
+        "IQM",
+        "mean, human = 1",
+        "its 95 % interval",
+        "IQM, human = 1",
+        "its 95 % interval",
+        "score over",
+    ]
+    assert b"human_normalised_iqm,human_normalised_iqm_low" in table.as_csv()
+
+
+def test_of_a_single_run_the_iqm_is_over_its_games(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("a", scores=[1.7, 30.5, 30.5, 145.7])
+    (row,) = scores_table(groups_below(tmp_path)).rows
+
+    assert row[-1] == "games of one run"
+    assert row[10] == pytest.approx(1.0)
+    assert row[11].low < 1.0 < row[11].high

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -173,6 +174,23 @@ def test_nobodys_text_is_markup(make_run: MakeRun) -> None:
     assert HOSTILE in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_names_of_files_need_not_be_text(make_run: MakeRun, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    run = make_run("a", scores=[1, 5]).parent.rename(tmp_path / odd) / "a"
+    (run / f"{odd}.txt").write_text("")
+    (run / "videos").mkdir()
+    (run / "videos" / f"{odd}.mp4").write_bytes(b"film")
+    output = tmp_path / "reports"
+
+    assert command.main([str(run), "--quiet", "--output", str(output)]) == 0
+
+    page = read(output)
+    links = [a["href"] or "" for a in page.all("a")]
+    assert "../caf%E9/a/caf%E9.txt" in links
+    assert page.text.count("caf?.mp4") == 1
+
+
 def test_escaping() -> None:
     assert tag("p", "<b>", title="\"'<") == '<p title="&quot;&#x27;&lt;">&lt;b&gt;</p>'
     assert join("a\x1b\x00", "\ud800", None, ["<", tag("br")]) == "a???&lt;<br>"
@@ -198,6 +216,7 @@ def test_a_sweep_with_runs_of_every_kind(
     make_run("b", scores=[1, 9], seed=2, ppo={"clip": 0.3})
     make_run("failed", scores=[1], seed=3, state="failed", total_timesteps=200)
     make_run("lost", scores=[1], seed=4, state="running", total_timesteps=200)
+    make_run("given-up", scores=[1], seed=8, state="stopped", total_timesteps=200)
     make_run("nothing-yet", scores=[], seed=5, state="interrupted", total_timesteps=200)
     torn = make_run("torn", scores=[1], seed=6)
     (torn / "config.json").write_text('{"game_id": "brea')
@@ -210,11 +229,12 @@ def test_a_sweep_with_runs_of_every_kind(
     made = json.loads(out)
     page = read(tmp_path / "runs")
 
-    assert made["runs"] == 5
+    assert made["runs"] == 6
     assert [text.split(":")[0] for text in made["left_out"]] == ["foreign", "torn"]
     assert "warning: left out: torn: config.json is damaged" in err
-    assert "1 of 5 runs: failed: RuntimeError: no more." in page.text
-    assert "1 of 5 runs: cut off without a word" in page.text
+    assert "1 of 6 runs: failed: RuntimeError: no more." in page.text
+    assert "1 of 6 runs: cut off without a word" in page.text
+    assert "1 of 6 runs: stopped for good by the scheduler of its sweep." in page.text
     assert "Left out: torn: config.json is damaged: it is no JSON." in page.text
     assert "ppo.clip" in page.text
     assert "leaderboard.csv" in [a["href"] for a in page.all("a")]

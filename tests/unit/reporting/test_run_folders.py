@@ -195,6 +195,20 @@ def test_filters_and_json(
     assert [run["experiment_id"] for run in json.loads(capsys.readouterr().out)] == ["one"]
 
 
+def test_a_trial_that_its_sweep_gave_up_is_stopped(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run("a", scores=[1], state="stopped")
+    make_run("b", scores=[1])
+
+    assert listing.main([str(tmp_path), "--json", "--filter", "state=stopped"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)
+    assert (run["experiment_id"], run["state"]) == ("a", "stopped")
+    with pytest.raises(SystemExit):
+        listing.main(["--help"])
+    assert "  stopped   the scheduler of its sweep" in capsys.readouterr().out
+
+
 def test_names_that_would_move_the_terminal_are_escaped(
     make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
