@@ -62,7 +62,7 @@ COLUMNS = (
     Column("replay_size", int, "transitions in the replay memory (DQN)"),
     Column("steps_per_s", float, "agent steps per second in this iteration"),
     Column("time_total_s", float, "seconds of training since the run began, all attempts"),
-    Column("state", str, "run_completed: completed or interrupted"),
+    Column("state", str, "run_completed: completed, stopped or interrupted"),
 )  # fmt: skip
 
 # Present in metrics.json even where empty (null); other empty cells are left out there.

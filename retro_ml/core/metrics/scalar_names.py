@@ -1,8 +1,9 @@
 """The names under which dashboards show a run's numbers: those that people know.
 
 Stable-Baselines3's names for all that it has (its logger, 2.9), CleanRL's for scores and speed, so
-that runs of all three lie in the same charts. Each number has one name but for score, length and
-speed, which both call by their own. docs/metrics.md has the table.
+that runs of all three lie in the same charts. Each number has one name but for the speed, which
+both call by their own, and the policy's loss, which Stable-Baselines3 calls otherwise in PPO than
+in A2C. docs/metrics.md has the table.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ SCALAR_NAMES: dict[EventType, dict[str, tuple[str, ...]]] = {
         "epsilon": ("rollout/exploration_rate",),
         "replay_size": ("rollout/replay_size",),
         "steps_per_s": ("time/fps", "charts/SPS"),
+        "step": ("time/total_timesteps",),
         "iteration": ("time/iterations",),
         "frames": ("time/frames",),
         "time_total_s": ("time/time_elapsed",),
-        "policy_loss": ("train/policy_gradient_loss",),
+        "policy_loss": ("train/policy_gradient_loss", "train/policy_loss"),
         "value_loss": ("train/value_loss",),
         "entropy": ("train/entropy",),
         "loss": ("train/loss",),

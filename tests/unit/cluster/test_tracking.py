@@ -61,6 +61,7 @@ def test_a_result_is_a_few_numbers_under_known_names() -> None:
         "timesteps_total": 1_024,
         "training_iteration": 7,  # of the run, not of this attempt
         "rollout/ep_rew_mean": 2.5,
+        "time/total_timesteps": 1_024.0,
         "time/iterations": 7.0,
         "time/fps": 640.0,
         "charts/SPS": 640.0,

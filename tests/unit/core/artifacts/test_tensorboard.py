@@ -42,6 +42,11 @@ def files(config: ExperimentConfig) -> list[Path]:
     return sorted(config.paths.tensorboard_dir.iterdir())
 
 
+def scores(config: ExperimentConfig) -> list[tuple[int, float]]:
+    """The points of the chart of the mean score."""
+    return [(step, value) for step, name, value in scalars(config) if name == "rollout/ep_rew_mean"]
+
+
 def scalars(config: ExperimentConfig) -> list[tuple[int, str, float]]:
     return [
         (event.step, value.tag, value.simple_value)
@@ -88,8 +93,8 @@ def test_names_that_people_know(config: ExperimentConfig) -> None:
         (EventType.EPISODE_FINISHED, {"step": 95, "reward": 3.0, "length": 60, "frames": 240}),
         (
             EventType.TRAINING_STEP,
-            {"step": 128, "reward": 2.5, "steps_per_s": 640.0, "entropy": 1.25, "loss": None,
-             "value_loss": float("nan")},
+            {"step": 128, "reward": 2.5, "steps_per_s": 640.0, "policy_loss": -0.5, "entropy": 1.25,
+             "loss": None, "value_loss": float("nan")},
         ),
         (EventType.EVALUATION_FINISHED, {"step": 128, "reward": 7.0, "standard_error": 0.5}),
     )  # fmt: skip
@@ -105,6 +110,9 @@ def test_names_that_people_know(config: ExperimentConfig) -> None:
         (128, "rollout/ep_len_mean", 50.0),
         (128, "time/fps", 640.0),
         (128, "charts/SPS", 640.0),
+        (128, "time/total_timesteps", 128.0),
+        (128, "train/policy_gradient_loss", -0.5),
+        (128, "train/policy_loss", -0.5),
         (128, "train/entropy", 1.25),
         (128, "eval/mean_reward", 7.0),
         (128, "eval/standard_error", 0.5),
@@ -122,11 +130,7 @@ def test_an_attempt_that_goes_on_doubles_no_step(config: ExperimentConfig) -> No
     emit(second, config, started(200), trained(300, 9.0))
     second.close()
 
-    assert scalars(config) == [
-        (100, "rollout/ep_rew_mean", 1.0),
-        (200, "rollout/ep_rew_mean", 2.0),
-        (300, "rollout/ep_rew_mean", 9.0),
-    ]
+    assert scores(config) == [(100, 1.0), (200, 2.0), (300, 9.0)]
     old, new = files(config)
     assert old == path
     mark = read(new)[1]
@@ -139,7 +143,7 @@ def test_a_run_from_its_beginning_leaves_nothing_of_before(config: ExperimentCon
         emit(writer, config, started(0), trained(100, reward))
         writer.close()
 
-    assert scalars(config) == [(100, "rollout/ep_rew_mean", 2.0)]
+    assert scores(config) == [(100, 2.0)]
 
 
 def test_what_was_flushed_is_there_without_an_end(config: ExperimentConfig) -> None:
@@ -152,7 +156,7 @@ def test_what_was_flushed_is_there_without_an_end(config: ExperimentConfig) -> N
         (EventType.CHECKPOINT_SAVED, {"step": 100, "path": "x"}),
     )
 
-    assert scalars(config) == [(100, "rollout/ep_rew_mean", 1.0)]
+    assert scores(config) == [(100, 1.0)]
 
 
 def test_a_file_that_cannot_be_written_harms_no_training(
