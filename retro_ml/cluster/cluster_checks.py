@@ -15,6 +15,7 @@ from retro_ml.cluster.job_package import build_entrypoint, pack, take_files
 from retro_ml.cluster.jobs import Jobs
 from retro_ml.cluster.node_checks import Check, alive_nodes, check_nodes
 from retro_ml.cluster.placement import bundles_of, choose_resources, count_at_once
+from retro_ml.cluster.trials import place_memory
 from retro_ml.core.engine.launcher import LaunchError
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
@@ -43,16 +44,24 @@ def check_placement(config: ExperimentConfig, cluster: Cluster, options: RunOpti
         cpus, gpus = choose_resources(config, nodes, wait_for_nodes=options.wait_for_nodes)
     except LaunchError as error:
         return Check("placement", "", str(error))
-    bundles = bundles_of(config.resources, cpus, gpus)
+    memory_bytes = place_memory(config, cluster, num_cpus=cpus, num_gpus=gpus)
+    bundles = bundles_of(config.resources, cpus, gpus, memory_bytes)
     needs = sum(bundle["CPU"] for bundle in bundles)
     count = count_at_once(bundles, nodes)
     return Check(
-        "placement", f"a trial takes {needs:g} CPUs and {gpus:g} GPUs; {count} have room at once"
+        "placement",
+        f"a trial takes {needs:g} CPUs, {gpus:g} GPUs and {memory_bytes / 1e9:.1f} GB of memory; "
+        f"{count} have room at once",
     )
 
 
 def check_cluster_by_job(
-    address: str, config: ExperimentConfig, options: RunOptions, *, words: Sequence[str]
+    address: str,
+    config: ExperimentConfig,
+    options: RunOptions,
+    *,
+    words: Sequence[str],
+    ship: bool = False,
 ) -> list[Check]:
     """The same for a cluster whose jobs API can be reached, by a job that looks from inside.
 
@@ -61,6 +70,7 @@ def check_cluster_by_job(
         config: the experiment.
         options: `allow_open_cluster`.
         words: the options that `config` was made of, for the job to read again.
+        ship: this retro_ml too, to nodes that have none.
     """
     fault = describe_output_fault(config.output_dir)
     if fault is not None:
@@ -72,8 +82,8 @@ def check_cluster_by_job(
         with tempfile.TemporaryDirectory(prefix="retro_ml-job-") as folder:
             jobs.start(
                 job_id,
-                entrypoint=build_entrypoint(changed, ship=False),
-                runtime_env=pack(Path(folder), files, ship=False),
+                entrypoint=build_entrypoint(changed, ship=ship),
+                runtime_env=pack(Path(folder), files, ship=ship),
             )
         printed: list[str] = []
         outcome = jobs.follow(job_id, printed.append, notice=lambda line: None)

@@ -33,6 +33,11 @@ class Cluster:
     """The embedded Ray's folder, gone after the run; None on another Ray."""
 
     @property
+    def all_nodes(self) -> tuple[Node, ...]:
+        """The nodes, or the one that has it all."""
+        return self.nodes or (Node(cpus=self.cpus, gpus=self.gpus),)
+
+    @property
     def embedded(self) -> bool:
         """Whether this Ray was started for this run."""
         return self.scratch_dir is not None
@@ -78,7 +83,12 @@ def read_nodes() -> tuple[Node, ...]:
     """The nodes of the Ray that this process is attached to, as they are now."""
     alive = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
     return tuple(
-        Node(cpus=has.get("CPU", 0), gpus=has.get("GPU", 0), node_id=node_id)
+        Node(
+            cpus=has.get("CPU", 0),
+            gpus=has.get("GPU", 0),
+            node_id=node_id,
+            memory_bytes=has.get("memory", 0),
+        )
         for node_id, has in alive
     )
 

@@ -33,6 +33,8 @@ class HeadWatch:
 
     def __init__(self, *, embedded: bool) -> None:
         self.lost = False
+        self.away = False
+        """Whether the head did not answer when it was last tried: what is asked of it may hang."""
         self._look = self._look_at_daemons if embedded else self._knock_at_head
         host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
         self._address = host.strip("[]"), int(port)
@@ -59,6 +61,8 @@ class HeadWatch:
         try:
             socket.create_connection(self._address, timeout=INTERVAL_S).close()
         except OSError:
+            self.away = True
             return time.monotonic() - self._seen_s < ATTACHED_GRACE_S
+        self.away = False
         self._seen_s = time.monotonic()
         return True

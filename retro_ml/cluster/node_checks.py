@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import platform
 import subprocess
@@ -26,16 +27,24 @@ from retro_ml.core.artifacts.remote_folder import RemoteFolder, StorageError
 from retro_ml.core.engine.launcher import LaunchError
 from retro_ml.core.experiments.config import ExperimentConfig
 
+logger = logging.getLogger("retro_ml.cluster")
+
 ANSWER_TIMEOUT_S = 60.0
 """How long a node may take to start a worker and answer (measured: 2 to 5 s)."""
 PROBE_PREFIX = ".retro_ml-probe-"
 DRIVER_FILE = "driver"
 COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
+STORAGE_REMEDY = "give a folder that all nodes share and may write, or s3://... (--output-dir)"
+MOST_NAMED = 3
+"""Nodes with the same fault that are named."""
+
+Fault = tuple[str, str]
+"""A node's name, what is wrong there and what to do about it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at."""
+    """One thing that was looked at, or one fault of it."""
 
     name: str
     found: str
@@ -47,19 +56,38 @@ class Check:
         return {"name": self.name, "found": self.found, "fault": self.fault}
 
 
-def check_other_nodes(configs: Sequence[ExperimentConfig]) -> None:
-    """Proves that the nodes other than this one can run these experiments.
+def prove_nodes(configs: Sequence[ExperimentConfig], *, embedded: bool) -> None:
+    """Proves that the nodes can run these experiments, before one of them begins.
+
+    This process's own node is among them if it promises GPUs that may be used; what else it must
+    have, this process finds by itself.
+
+    Args:
+        configs: the experiments.
+        embedded: whether Ray is this process's own, on this machine alone.
 
     Raises:
-        LaunchError: one cannot, with all faults.
+        LaunchError: a node cannot; several faults are logged, a line each.
     """
-    here = ray.get_runtime_context().get_node_id()
-    nodes = [node for node in alive_nodes() if node["NodeID"] != here]
+    if embedded:
+        return
+    here, use_gpu = ray.get_runtime_context().get_node_id(), any(one.use_gpu for one in configs)
+    nodes = [
+        node
+        for node in alive_nodes()
+        if node["NodeID"] != here or (use_gpu and _promised_gpus(node))
+    ]
     if not nodes:
         return
     faults = [check.fault for check in check_nodes(configs, nodes) if check.fault]
+    if len(faults) > 1:
+        for fault in faults:
+            logger.error("%s", fault)
+        raise LaunchError(
+            f"the nodes have {len(faults)} faults, a line each in the log; the first: {faults[0]}"
+        )
     if faults:
-        raise LaunchError("; ".join(faults))
+        raise LaunchError(faults[0])
 
 
 def alive_nodes() -> list[dict[str, Any]]:
@@ -70,34 +98,29 @@ def alive_nodes() -> list[dict[str, Any]]:
 def check_nodes(
     configs: Sequence[ExperimentConfig], nodes: Sequence[dict[str, Any]]
 ) -> list[Check]:
-    """What was found on these nodes: one check for each subject."""
+    """What was found on these nodes: a check for each subject, or one for each of its faults."""
     roms = sorted({config.game.rom for config in configs})
     folders = sorted({_storage_of(config) for config in configs})
-    with _probes(folders) as (probes, storage_faults):
+    with _probes(folders) as (probes, unwritable):
         answers, silent = _ask(nodes, roms=roms, probes=probes)
         unread = [fault for probe in probes for fault in _read_back(probe, answers)]
-    storage_faults += [
-        f"{name} cannot use {_shown(folder)}: {error}"
+    unusable = [
+        (name, f"cannot use {_shown(folder)}: {error} -> {STORAGE_REMEDY}")
         for name, answer in answers.items()
         for folder, error in answer["storage"].items()
     ]
-    storage_faults += unread
-    gpus = [node for node in nodes if node["Resources"].get("GPU", 0) >= 1]
+    shown = ", ".join(_shown(folder) for folder in folders)
     checks = [
-        Check("nodes", f"{len(answers)} of {len(nodes)} answered", _join(silent)),
-        _check_versions(answers),
-        _check_roms(answers, roms),
-        Check(
-            "storage",
-            f"{', '.join(_shown(folder) for folder in folders)}: written and read by each node",
-            _join(
-                storage_faults,
-                "give a folder that all nodes share and may write, or s3://... (--output-dir)",
-            ),
+        *_conclude("nodes", f"{len(answers)} of {len(nodes)} answered", silent),
+        *_check_versions(answers),
+        *_check_roms(answers, roms),
+        *_conclude(
+            "storage", f"{shown}: written and read by each node", [*unwritable, *unusable, *unread]
         ),
     ]
+    gpus = [node for node in nodes if _promised_gpus(node)]
     if gpus and any(config.use_gpu for config in configs):
-        checks.append(_check_gpus(gpus, answers))
+        checks += _check_gpus(gpus, answers)
     return checks
 
 
@@ -116,7 +139,8 @@ def look_around(roms: Sequence[str], probes: Sequence[str], name: str, gpus: int
             folder = RemoteFolder(probe)
             folder.put(name, folder.get(DRIVER_FILE))
         except (StorageError, OSError) as error:
-            storage[probe.rpartition("/")[0]] = first_line(error)
+            # Nodes with the same fault are to say the same.
+            storage[probe.rpartition("/")[0]] = first_line(error).replace(name, "a file")
     return {
         "versions": versions_here(),
         "missing_roms": [rom for rom in roms if not has_rom(rom)],
@@ -160,7 +184,7 @@ def _count_gpus() -> int:
 
 def _ask(
     nodes: Sequence[dict[str, Any]], *, roms: Sequence[str], probes: Sequence[str]
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
+) -> tuple[dict[str, dict[str, Any]], list[Fault]]:
     """Each node's answer by its name, and what is wrong with those that gave none."""
     task = ray.remote(look_around)
     waiting = {}
@@ -170,13 +194,15 @@ def _ask(
             max_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
         )
-        gpus = int(node["Resources"].get("GPU", 0))
+        gpus = _promised_gpus(node)
         waiting[placed.remote(list(roms), list(probes), node["NodeID"], gpus)] = node
     done, late = ray.wait(list(waiting), num_returns=len(waiting), timeout=ANSWER_TIMEOUT_S)
     answers: dict[str, dict[str, Any]] = {}
     silent = [
-        f"{node_name(waiting[task])} does not answer within {ANSWER_TIMEOUT_S:g} s -> look at its "
-        "raylet, or take the node away"
+        (
+            node_name(waiting[task]),
+            f"no answer within {ANSWER_TIMEOUT_S:g} s -> look at its raylet, or take it away",
+        )
         for task in late
     ]
     for finished in done:
@@ -185,10 +211,11 @@ def _ask(
             answers[node_name(node)] = ray.get(finished)
         except Exception as error:  # a missing package, a node that has died: Ray's own kinds
             cause = str(getattr(error, "cause", None) or error).strip().splitlines()
-            silent.append(
-                f"{node_name(node)} cannot run retro_ml: {cause[-1] if cause else error} -> "
-                "install the same retro_ml on each node, or ship it (retro-ml submit --ship)"
+            fault = (
+                f"cannot run retro_ml: {cause[-1] if cause else error} -> install the same "
+                "retro_ml on each node, or ship it (--ship)"
             )
+            silent.append((node_name(node), fault))
     return answers, silent
 
 
@@ -197,45 +224,49 @@ def node_name(node: dict[str, Any]) -> str:
     return f"node {node['NodeManagerAddress']} ({node['NodeID'][:6]})"
 
 
-def _check_versions(answers: dict[str, dict[str, Any]]) -> Check:
+def _promised_gpus(node: dict[str, Any]) -> int:
+    return int(node["Resources"].get("GPU", 0))
+
+
+def _check_versions(answers: dict[str, dict[str, Any]]) -> list[Check]:
     ours = versions_here()
     faults = [
-        f"{name} has {package} {theirs}, the driver {ours[package]} -> install the same there"
+        (name, f"{package} {theirs}, the driver has {ours[package]} -> install the same there")
         for name, answer in answers.items()
         for package, theirs in answer["versions"].items()
         if theirs != ours[package]
     ]
     found = ", ".join(f"{package} {version}" for package, version in ours.items())
-    return Check("versions", f"{found} on each node", _join(faults))
+    return _conclude("versions", f"{found} on each node", faults)
 
 
-def _check_roms(answers: dict[str, dict[str, Any]], roms: Sequence[str]) -> Check:
+def _check_roms(answers: dict[str, dict[str, Any]], roms: Sequence[str]) -> list[Check]:
     faults = [
-        f"{name} has no ROM of {', '.join(answer['missing_roms'])} -> install ale-py 0.12 there"
+        (name, f"no ROM of {', '.join(answer['missing_roms'])} -> install ale-py 0.12 there")
         for name, answer in answers.items()
         if answer["missing_roms"]
     ]
-    return Check("games", f"the ROM of {', '.join(roms)} on each node", _join(faults))
+    return _conclude("games", f"the ROM of {', '.join(roms)} on each node", faults)
 
 
-def _check_gpus(nodes: Sequence[dict[str, Any]], answers: dict[str, dict[str, Any]]) -> Check:
+def _check_gpus(nodes: Sequence[dict[str, Any]], answers: dict[str, dict[str, Any]]) -> list[Check]:
     faults = []
     promised = 0
     for node in nodes:
-        gpus = int(node["Resources"]["GPU"])
+        gpus = _promised_gpus(node)
         promised += gpus
         seen = answers.get(node_name(node), {}).get("gpus", gpus)
         if seen < gpus:
-            faults.append(
-                f"{node_name(node)} promises {gpus} GPUs, PyTorch sees {seen} there -> install a "
-                "CUDA build of PyTorch and the driver for it, or start the node with --num-gpus="
-                f"{seen}"
+            fault = (
+                f"{gpus} GPUs are promised and PyTorch sees {seen} -> install a CUDA build of "
+                f"PyTorch and the driver for it, or start the node with --num-gpus={seen}"
             )
-    return Check("GPUs", f"PyTorch sees all {promised}", _join(faults))
+            faults.append((node_name(node), fault))
+    return _conclude("GPUs", f"PyTorch sees all {promised}", faults)
 
 
 @contextmanager
-def _probes(folders: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
+def _probes(folders: Sequence[str]) -> Iterator[tuple[list[str], list[Fault]]]:
     """A folder of its own in each storage, with a file by this process; removed afterwards."""
     probes, faults = [], []
     for folder in folders:
@@ -244,7 +275,8 @@ def _probes(folders: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
             RemoteFolder(probe).put(DRIVER_FILE, probe.encode())
             probes.append(probe)
         except (StorageError, OSError) as error:
-            faults.append(f"the driver cannot write {_shown(folder)}: {first_line(error)}")
+            fault = f"cannot write {_shown(folder)}: {first_line(error)} -> {STORAGE_REMEDY}"
+            faults.append(("the driver", fault))
     try:
         yield probes, faults
     finally:
@@ -253,7 +285,7 @@ def _probes(folders: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
                 RemoteFolder(probe.rpartition("/")[0]).delete_folder(probe.rpartition("/")[2])
 
 
-def _read_back(probe: str, answers: dict[str, dict[str, Any]]) -> Iterator[str]:
+def _read_back(probe: str, answers: dict[str, dict[str, Any]]) -> Iterator[Fault]:
     """What the driver does not see of what the nodes wrote."""
     found = RemoteFolder(probe).list()
     folder = probe.rpartition("/")[0]
@@ -261,7 +293,8 @@ def _read_back(probe: str, answers: dict[str, dict[str, Any]]) -> Iterator[str]:
         node_id = name.rpartition("(")[2].rstrip(")")
         wrote = folder not in answer["storage"]
         if wrote and not any(file.startswith(node_id) for file in found):
-            yield f"what {name} writes to {_shown(folder)} is not seen by the driver"
+            fault = f"what it writes to {_shown(folder)} is not seen by the driver"
+            yield name, f"{fault} -> {STORAGE_REMEDY}"
 
 
 def _storage_of(config: ExperimentConfig) -> str:
@@ -276,7 +309,19 @@ def _shown(folder: str) -> str:
     return folder.removeprefix("file://")
 
 
-def _join(faults: Sequence[str], remedy: str = "") -> str | None:
-    if not faults:
-        return None
-    return "; ".join(faults) + (f" -> {remedy}" if remedy else "")
+def _conclude(name: str, found: str, faults: Sequence[Fault]) -> list[Check]:
+    """What was found, or a check for each fault: nodes that have the same share one."""
+    nodes: dict[str, list[str]] = {}
+    for node, fault in faults:
+        nodes.setdefault(fault, []).append(node)
+    return [Check(name, "", f"{_named(names)}: {fault}") for fault, names in nodes.items()] or [
+        Check(name, found)
+    ]
+
+
+def _named(nodes: Sequence[str]) -> str:
+    """A node's name, or how many there are and the first few."""
+    if len(nodes) == 1:
+        return nodes[0]
+    more = ["..."] if len(nodes) > MOST_NAMED else []
+    return f"{len(nodes)} nodes ({', '.join([*nodes[:MOST_NAMED], *more])})"

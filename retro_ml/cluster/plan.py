@@ -50,6 +50,12 @@ class Plan:
     free_memory_bytes: int
 
 
+def count_memory(config: ExperimentConfig) -> int:
+    """Bytes of memory that a run takes at most, its replay full."""
+    replay_size = config.dqn.replay_size or 0 if config.algorithm == "DQN" else 0
+    return BASE_BYTES[config.algorithm] + replay_size * ROW_BYTES
+
+
 def plan_run(config: ExperimentConfig) -> Plan:
     """The plan of a run from its beginning on this machine."""
     iterations = -(-config.total_timesteps // config.iteration_agent_steps)
@@ -75,7 +81,7 @@ def plan_run(config: ExperimentConfig) -> Plan:
         checkpoint_bytes=checkpoint_bytes,
         disk_bytes=disk_bytes,
         free_disk_bytes=_free_disk(config.paths.experiment_dir),
-        memory_bytes=BASE_BYTES[config.algorithm] + replay_size * ROW_BYTES,
+        memory_bytes=count_memory(config),
         free_memory_bytes=count_free_memory(),
     )
 

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 from retro_ml.cluster.connect import Cluster, read_nodes
+from retro_ml.cluster.node_watch import LOOK_S
 from retro_ml.cluster.placement import (
     Node,
     bundles_of,
+    choose_memory,
     count_at_once,
     find_nodes_to_spare,
+    share_gpus,
 )
-from retro_ml.cluster.plan import plan_run
-from retro_ml.cluster.trials import place
+from retro_ml.cluster.plan import count_memory
+from retro_ml.cluster.trials import place, place_memory
 from retro_ml.core.engine.launcher import LaunchError
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.sweep_config import SweepConfig
 from retro_ml.core.machine import count_free_memory
 
-LOOK_S = 10.0
-"""Between two looks at which nodes there are (this project's choice)."""
+logger = logging.getLogger("retro_ml.cluster")
 
 
 class Room:
@@ -49,31 +52,26 @@ class Room:
         self._cluster = cluster
         self._options = options
         self._read_nodes = read_nodes
-        self._nodes = cluster.nodes or (Node(cpus=cluster.cpus, gpus=cluster.gpus),)
+        self._nodes = cluster.all_nodes
         self._kinds = {_kind(planned.config): planned.config for planned in sweep.trials}
         self._trials = len(sweep.trials)
-        self.concurrent = sweep.max_concurrent or max(1, self._count_fitting())
-        self._fixed = cluster.embedded or sweep.max_concurrent is not None
+        self._asked = sweep.max_concurrent
+        self._most = min(self._asked or self._trials, self._trials)
+        self.concurrent = self._count_concurrent()
         self.takes_turns = sweep.scheduler == "pbt"
         self._placed: dict[tuple[Any, ...], tuple[int, float]] = {}
+        self._memory: dict[tuple[Any, ...], float] = {}
         for config in self._kinds.values():
             self.place(config)
+            self.place_memory(config)
         self._fit, self._counted_at_s = self._count_begun(), time.monotonic()
-        needed, free = self.concurrent * self._largest(), count_free_memory()
-        if cluster.embedded and needed > free:
-            raise LaunchError(
-                f"{self.concurrent} trials at once need up to {needed / 1e9:.1f} GB of memory, but "
-                f"{free / 1e9:.1f} GB are free; lower max_concurrent or base.dqn.replay_size"
-            )
 
     @property
     def most_begun(self) -> int:
         """Trials that may have begun and not ended, as the cluster is now."""
         if self.takes_turns:  # all of a population, in as many at once as there is room for
             return self._trials
-        if self._fixed:
-            return self.concurrent
-        if time.monotonic() - self._counted_at_s >= LOOK_S:
+        if not self._cluster.embedded and time.monotonic() - self._counted_at_s >= LOOK_S:
             self._nodes = self._read_nodes()
             self._fit, self._counted_at_s = self._count_begun(), time.monotonic()
         return self._fit
@@ -87,32 +85,77 @@ class Room:
             )
         return self._placed[kind]
 
+    def place_memory(self, config: ExperimentConfig) -> float:
+        """Bytes of memory that a trial asks Ray for; see `trials.place_memory`."""
+        kind = _kind(config)
+        if kind not in self._memory:
+            cpus, gpus = self.place(config)
+            self._memory[kind] = place_memory(config, self._cluster, num_cpus=cpus, num_gpus=gpus)
+        return self._memory[kind]
+
     def find_nodes_to_spare(self, config: ExperimentConfig) -> tuple[str, ...]:
         """See `placement.find_nodes_to_spare`."""
         cpus, gpus = self.place(config)
         return find_nodes_to_spare(config, self._nodes, num_cpus=cpus, num_gpus=gpus)
 
+    def _count_concurrent(self) -> int:
+        """Trials at once; what a cluster has room for may still grow to what was asked for.
+
+        Raises:
+            LaunchError: this machine has too little memory for one.
+        """
+        if not self._cluster.embedded:
+            return self._asked or max(1, self._count_fitting())
+        free = count_free_memory()
+        if self._largest() > free:
+            raise LaunchError(
+                f"a trial needs up to {self._largest() / 1e9:.1f} GB of memory, but "
+                f"{free / 1e9:.1f} GB are free; lower base.dqn.replay_size, or free some"
+            )
+        fit = max(1, min(self._count_fitting(), free // self._largest()))
+        if self._asked is not None and fit < self._most:
+            logger.warning(
+                "this machine has CPUs, GPUs and memory for %d trials at once (max_concurrent: %d)",
+                fit,
+                self._asked,
+            )
+        return min(self._most, fit)
+
     def _count_fitting(self) -> int:
-        """Trials that there are CPUs, GPUs and memory for at once."""
-        kinds = self._kinds.values()
-        fit = min(self._trials, *(_count_placed(config, self._cluster) for config in kinds))
-        if self._cluster.embedded:
-            fit = min(fit, count_free_memory() // self._largest())
-        return fit
+        """Trials that the nodes have room for, one CPU each if nothing is said."""
+        return min(self._trials, *(self._count_placed(one) for one in self._kinds.values()))
+
+    def _count_placed(self, config: ExperimentConfig) -> int:
+        """Trials of this kind that the nodes have room for."""
+        resources, cpus = config.resources, config.resources.num_cpus or 1
+        gpus = share_gpus(config, self._nodes, concurrent=self._asked or 1)
+        memory_bytes = 0.0
+        if not self._cluster.embedded:
+            needed_bytes = count_memory(config)
+            memory_bytes = choose_memory(
+                resources, self._nodes, num_cpus=cpus, num_gpus=gpus, needed_bytes=needed_bytes
+            )
+        return count_at_once(bundles_of(resources, cpus, gpus, memory_bytes), self._nodes)
 
     def _count_begun(self) -> int:
         """Trials that the nodes have room for, and those that ask for more nodes."""
+        if self._cluster.embedded:
+            return self.concurrent
         fit = min(
-            count_at_once(bundles_of(config.resources, *self.place(config)), self._nodes)
+            count_at_once(
+                bundles_of(config.resources, *self.place(config), self.place_memory(config)),
+                self._nodes,
+            )
             for config in self._kinds.values()
         )
         if self._options is not None and self._options.wait_for_nodes:
-            fit *= 2  # what waits for room makes an autoscaler act
-        return max(1, min(fit, self._trials))
+            # What waits for room makes an autoscaler act.
+            fit = self._most if self._asked else 2 * fit
+        return max(1, min(fit, self._most))
 
     def _largest(self) -> int:
         """Bytes of memory of the largest trial."""
-        return max(plan_run(config).memory_bytes for config in self._kinds.values())
+        return max(count_memory(config) for config in self._kinds.values())
 
 
 def _kind(config: ExperimentConfig) -> tuple[Any, ...]:
@@ -127,13 +170,3 @@ def _kind(config: ExperimentConfig) -> tuple[Any, ...]:
         config.algorithm,
         config.dqn.replay_size,
     )
-
-
-def _count_placed(config: ExperimentConfig, cluster: Cluster) -> int:
-    """Trials of this kind that the cluster has room for, one CPU each if nothing is said."""
-    resources = config.resources
-    gpus = 0.0
-    if config.use_gpu and cluster.gpus >= 1:
-        gpus = 1.0 if resources.num_gpus is None else resources.num_gpus
-    bundles = bundles_of(resources, resources.num_cpus or 1, gpus)
-    return count_at_once(bundles, cluster.nodes or (Node(cpus=cluster.cpus, gpus=cluster.gpus),))

@@ -22,7 +22,8 @@ from retro_ml.cluster.bus_bridge import BusBridge, read_pointer
 from retro_ml.cluster.connect import connect
 from retro_ml.cluster.driver_process import environment
 from retro_ml.cluster.head_watch import HeadLost, HeadWatch
-from retro_ml.cluster.node_checks import check_other_nodes
+from retro_ml.cluster.node_checks import prove_nodes
+from retro_ml.cluster.node_watch import NodeWatch
 from retro_ml.cluster.room import Room
 from retro_ml.cluster.schedulers import PbtByPopulation, build_scheduler
 from retro_ml.cluster.tracking import build_trackers
@@ -66,7 +67,8 @@ class TuneSweepLauncher(TuneLauncher):
             HeadWatch(embedded=cluster.embedded) as head,
         ):
             room = Room(sweep, cluster, options)
-            check_other_nodes([planned.config for planned in sweep.trials])
+            configs = [planned.config for planned in sweep.trials]
+            prove_nodes(configs, embedded=cluster.embedded)
             hours = min(sweep.max_hours or math.inf, options.max_hours or math.inf)
             stopper = SweepStopper(source, self._stop_requested, head=head, hours=hours)
             stopper.stop_score = options.stop_score
@@ -92,7 +94,7 @@ class TuneSweepLauncher(TuneLauncher):
                         [experiment],
                         search_alg=feed,
                         scheduler=scheduler,
-                        callbacks=[BusBridge(publish), *trackers, ends],
+                        callbacks=[BusBridge(publish), *trackers, ends, NodeWatch(head)],
                         raise_on_failed_trial=False,
                         verbose=0,
                     )
@@ -217,6 +219,7 @@ class TrialFeed(SearchAlgorithm):
                 num_gpus=gpus,
                 restore_from=restore_from,
                 spared_nodes=spared,
+                memory_bytes=self._room.place_memory(config),
             ),
             storage=self._experiment.storage,
             checkpoint_config=CheckpointConfig(

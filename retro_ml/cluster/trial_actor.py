@@ -33,6 +33,7 @@ def trial_config(
     num_gpus: float,
     restore_from: str | None,
     spared_nodes: Sequence[str] = (),
+    memory_bytes: float = 0.0,
 ) -> dict[str, Any]:
     """Tune's config of a trial.
 
@@ -42,6 +43,7 @@ def trial_config(
         num_gpus: GPUs of the trial, shared by its learners.
         restore_from: a checkpoint folder to start from.
         spared_nodes: ids of nodes where no env runner is to be.
+        memory_bytes: of the main process, where Ray is to count memory.
     """
     return {
         EXPERIMENT: config.model_dump(mode="json"),
@@ -51,6 +53,7 @@ def trial_config(
         "checkpoints_dir": str(config.checkpoints_dir),
         "restore_from": restore_from,
         "spared_nodes": list(spared_nodes),
+        "memory_bytes": memory_bytes,
         "initial_weights": (
             None if config.init_from is None else str(config.paths.initial_weights_path)
         ),
@@ -69,6 +72,7 @@ class TrialActor(Trainable):
             num_gpus=config["num_gpus"],
             env_runners=resources["num_env_runners"],
             learners=resources["num_learners"],
+            memory_bytes=config["memory_bytes"],
         )
         spared, env_runners = config["spared_nodes"], resources["num_env_runners"]
         if not spared:

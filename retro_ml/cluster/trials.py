@@ -19,9 +19,10 @@ from retro_ml.cluster.bus_bridge import BusBridge, experiment_id
 from retro_ml.cluster.connect import Cluster, connect
 from retro_ml.cluster.driver_process import environment
 from retro_ml.cluster.head_watch import HeadLost, HeadWatch
-from retro_ml.cluster.node_checks import check_other_nodes
-from retro_ml.cluster.placement import Node, choose_resources, find_nodes_to_spare
-from retro_ml.cluster.plan import plan_run
+from retro_ml.cluster.node_checks import prove_nodes
+from retro_ml.cluster.node_watch import NodeWatch
+from retro_ml.cluster.placement import choose_memory, choose_resources, find_nodes_to_spare
+from retro_ml.cluster.plan import count_memory, plan_run
 from retro_ml.cluster.tracking import build_trackers
 from retro_ml.cluster.trial_actor import EXPERIMENT, TrialActor, trial_config
 from retro_ml.cluster.worker_output import log_worker_output
@@ -76,12 +77,12 @@ class TuneLauncher:
         ):
             stopper = RunStopper(trials, options, self._stop_requested, head=head)
             experiments = [build_experiment(trial, cluster, stopper, options) for trial in trials]
-            check_other_nodes([trial.config for trial in trials])
+            prove_nodes([trial.config for trial in trials], embedded=cluster.embedded)
             trackers = build_trackers(options, trials[0].config.output_dir)
             try:
                 analysis = tune.run(
                     experiments,
-                    callbacks=[BusBridge(publish), *trackers],
+                    callbacks=[BusBridge(publish), *trackers, NodeWatch(head)],
                     raise_on_failed_trial=False,
                     verbose=0,
                 )
@@ -170,6 +171,7 @@ def build_experiment(
         check_memory(config)
     restore_from = None if trial.restore_from is None else str(trial.restore_from)
     spared = find_nodes_to_spare(config, cluster.nodes, num_cpus=cpus, num_gpus=gpus)
+    memory_bytes = place_memory(config, cluster, num_cpus=cpus, num_gpus=gpus)
     return Experiment(
         config.experiment_id,
         run=TrialActor,
@@ -179,6 +181,7 @@ def build_experiment(
             num_gpus=gpus,
             restore_from=restore_from,
             spared_nodes=spared,
+            memory_bytes=memory_bytes,
         ),
         stop=stopper,
         storage_path=str(cluster.scratch_dir or config.paths.tune_dir),
@@ -210,8 +213,36 @@ def place(
     wait_for_nodes = None
     if options is not None and not cluster.embedded:
         wait_for_nodes = options.wait_for_nodes
-    nodes = cluster.nodes or (Node(cpus=cluster.cpus, gpus=cluster.gpus),)
-    return choose_resources(config, nodes, concurrent=concurrent, wait_for_nodes=wait_for_nodes)
+    return choose_resources(
+        config, cluster.all_nodes, concurrent=concurrent, wait_for_nodes=wait_for_nodes
+    )
+
+
+def place_memory(
+    config: ExperimentConfig, cluster: Cluster, *, num_cpus: int, num_gpus: float
+) -> float:
+    """Bytes of memory that a trial asks Ray for; 0 on an embedded Ray.
+
+    Of this machine's memory Ray knows less than there is to take, and `check_memory` knows all.
+    """
+    if cluster.embedded:
+        return 0.0
+    needed_bytes = count_memory(config)
+    memory_bytes = choose_memory(
+        config.resources,
+        cluster.all_nodes,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        needed_bytes=needed_bytes,
+    )
+    if 0 < memory_bytes < needed_bytes:
+        logger.warning(
+            "a trial may take %.1f GB of memory, and Ray hands out %.1f GB of a node with room for "
+            "it: there it is the only one; if it is killed for it, lower dqn.replay_size",
+            needed_bytes / 1e9,
+            memory_bytes / 1e9,
+        )
+    return memory_bytes
 
 
 def check_memory(config: ExperimentConfig) -> None:

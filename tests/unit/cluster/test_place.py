@@ -1,5 +1,6 @@
 """What a trial takes of what there is."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from retro_ml.cluster import room as rooms
 from retro_ml.cluster.connect import Cluster
 from retro_ml.cluster.placement import Node
 from retro_ml.cluster.room import Room
-from retro_ml.cluster.trials import place
+from retro_ml.cluster.trials import place, place_memory
 from retro_ml.core.engine.launcher import LaunchError
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
@@ -111,3 +112,81 @@ def test_a_population_takes_turns() -> None:
     population = room(2, scheduler="pbt", **fields)
     assert (population.concurrent, population.most_begun) == (2, 6)
     assert room(2, **fields).most_begun == 2
+
+
+GB = 1_000_000_000
+LAPTOP = Cluster(cpus=2, gpus=0.0, nodes=(Node(cpus=2.0, memory_bytes=3e9),), scratch_dir=Path("x"))
+
+
+@pytest.fixture
+def free_memory(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets what this machine has left."""
+    return lambda size: monkeypatch.setattr(rooms, "count_free_memory", lambda: size)
+
+
+def sixteen(algorithm: str = "DQN", **fields: Any) -> SweepConfig:
+    base = {"game_id": "pong", "algorithm": algorithm, "total_timesteps": 10_000_000}
+    return SweepConfig(
+        base=base, grid={"seed": [*range(16)]}, max_concurrent=fields.get("most", 16)
+    )
+
+
+def test_a_small_machine_runs_as_many_as_fit_of_those_asked_for(
+    free_memory: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    free_memory(18 * GB)
+    laptop = Room(sixteen(), LAPTOP)
+    assert (laptop.concurrent, laptop.most_begun) == (2, 2)  # by its CPUs
+    assert laptop.place(sixteen().trials[0].config) == (1, 0.0)
+    assert "for 2 trials at once (max_concurrent: 16)" in caplog.text
+    free_memory(12 * GB)
+    laptop = Room(sixteen(), LAPTOP)
+    assert (laptop.concurrent, laptop.most_begun) == (1, 1)  # by its memory
+    assert laptop.place(sixteen().trials[0].config) == (2, 0.0)
+    caplog.clear()
+    assert Room(sixteen("PPO", most=2), LAPTOP).most_begun == 2
+    assert caplog.messages == ["no GPU found: training runs on the CPU"]
+
+
+def test_a_trial_that_is_too_large_for_this_machine_is_said_at_once(free_memory: Any) -> None:
+    free_memory(8 * GB)
+    with pytest.raises(LaunchError, match=r"a trial needs up to 8\.6 GB of memory, but 8\.0 GB"):
+        Room(sixteen(), LAPTOP)
+
+
+def test_an_embedded_ray_is_not_asked_for_memory(free_memory: Any) -> None:
+    """It hands out less than the machine has: DQN's default replay fits a small laptop."""
+    free_memory(9 * GB)
+    config = sixteen().trials[0].config
+    assert Room(sixteen(), LAPTOP).place_memory(config) == 0
+    assert place_memory(config, LAPTOP, num_cpus=1, num_gpus=0.0) == 0
+
+
+def test_trials_asked_for_share_a_gpu_of_this_machine(free_memory: Any) -> None:
+    free_memory(64 * GB)
+    node = Node(cpus=8.0, gpus=1.0)
+    machine = Cluster(cpus=8, gpus=1.0, nodes=(node,), scratch_dir=Path("x"))
+    shared = Room(sixteen("PPO", most=4), machine)
+    assert (shared.concurrent, shared.place(sixteen("PPO").trials[0].config)) == (4, (2, 0.25))
+
+
+def test_a_cluster_s_memory_counts(caplog: pytest.LogCaptureFixture) -> None:
+    def begun(node: Node, **fields: Any) -> int:
+        cluster = Cluster(cpus=int(node.cpus), gpus=0.0, nodes=(node,))
+        return Room(sixteen(**fields), cluster, read_nodes=lambda: (node,)).most_begun
+
+    assert begun(Node(cpus=16.0, memory_bytes=22e9)) == 2
+    assert begun(Node(cpus=16.0, memory_bytes=22e9), most=None) == 2
+    assert begun(Node(cpus=16.0, memory_bytes=22e9), algorithm="PPO") == 16
+    assert "there it is the only one" not in caplog.text
+    assert begun(Node(cpus=16.0, memory_bytes=8e9)) == 1
+    assert "may take 8.6 GB of memory, and Ray hands out 8.0 GB" in caplog.text
+
+
+def test_no_more_begin_on_a_cluster_than_have_room_unless_it_may_grow() -> None:
+    nodes = (Node(cpus=2.0),)
+    cluster = Cluster(cpus=2, gpus=0.0, nodes=nodes)
+    sweep = sixteen("PPO", most=8)
+    assert Room(sweep, cluster, read_nodes=lambda: nodes).most_begun == 2
+    grows = RunOptions(wait_for_nodes=True)
+    assert Room(sweep, cluster, grows, read_nodes=lambda: nodes).most_begun == 8

@@ -8,6 +8,7 @@ import pytest
 from retro_ml.cluster.placement import (
     Bundle,
     Node,
+    choose_memory,
     choose_resources,
     count_at_once,
     find_nodes_to_spare,
@@ -127,3 +128,37 @@ def test_nodes_to_come_are_waited_for_when_the_user_says_so() -> None:
         chosen(Node(cpus=0), num_gpus=1, wait_for_nodes=False)
     assert chosen(Node(cpus=0), num_gpus=1, num_cpus=4, wait_for_nodes=True) == (4, 1.0)
     assert chosen(CPU_NODE, num_cpus=4, wait_for_nodes=True) == (4, 0.0)
+
+
+def memory(needed_bytes: float, *nodes: Node, num_gpus: float = 0.0, **resources: Any) -> float:
+    asked = ExperimentConfig(game_id="pong", resources=resources).resources
+    return choose_memory(asked, nodes, num_cpus=1, num_gpus=num_gpus, needed_bytes=needed_bytes)
+
+
+def test_no_node_gets_more_trials_than_it_has_memory_for() -> None:
+    """Sixteen DQN trials on sixteen CPUs and 32 GB of which Ray hands out 22."""
+    node = Node(cpus=16, memory_bytes=22e9)
+    assert memory(7e9, node) == 7e9
+    bundles = trial_bundles(num_cpus=1, num_gpus=0, env_runners=0, learners=0, memory_bytes=7e9)
+    assert count_at_once(bundles, [node]) == 3
+    assert count_at_once(bundles, [node, Node(cpus=1, memory_bytes=64e9)]) == 4
+    assert count_at_once(bundles, [Node(cpus=16)]) == 16
+
+
+def test_memory_alone_refuses_nothing() -> None:
+    """Ray hands out about 70 % of a node's memory; a replay that fits into the rest did fit."""
+    small, large = Node(cpus=8, memory_bytes=6e9), Node(cpus=8, memory_bytes=7.5e9)
+    assert memory(8.6e9, small, large) == 7.5e9
+    assert memory(8.6e9, small, Node(cpus=0, memory_bytes=64e9)) == 6e9
+    assert memory(8.6e9, Node(cpus=8, gpus=1, memory_bytes=6e9), large, num_gpus=1.0) == 6e9
+    assert memory(8.6e9, Node(cpus=8, memory_bytes=0)) == 0
+    assert memory(8.6e9, Node(cpus=0)) == 8.6e9  # nodes to come are asked for all of it
+    bundles = trial_bundles(num_cpus=1, num_gpus=0, env_runners=0, learners=0, memory_bytes=6e9)
+    assert count_at_once(bundles, [small]) == 1
+
+
+def test_the_memory_is_asked_of_the_main_process_s_node_alone() -> None:
+    config = ExperimentConfig(game_id="pong", resources={"num_env_runners": 2})
+    trial = trial_config(config, num_cpus=2, num_gpus=0, restore_from=None, memory_bytes=7e9)
+    asked = TrialActor.default_resource_request(trial)
+    assert asked.bundles == [{"CPU": 2.0, "memory": 7e9}, {"CPU": 1.0}, {"CPU": 1.0}]
