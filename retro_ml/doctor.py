@@ -6,6 +6,7 @@ PyTorch are imported only when the looking really begins.
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -35,6 +36,7 @@ examples:
   retro-ml doctor
   retro-ml doctor --config run.yaml
   retro-ml doctor --address http://head:8265 --config run.yaml --output-dir /mnt/runs
+  retro-ml doctor --address http://head:8265 --ship --output-dir /mnt/runs
 """
 
 
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         flags, words = _build_parser().parse_known_args(sys.argv[1:] if argv is None else argv)
         config, options = _read_experiment(words)
-        checks = _examine(flags.address or options.ray_address, config, options, words)
+        checks = _examine(flags, config, options, words)
     except UsageError as error:
         return refuse("doctor", error.faults)
     except KeyboardInterrupt:
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _build_parser() -> Parser:
     parser = Parser(
         "doctor",
-        usage="[--address ADDRESS] [--json] [options of retro-ml run]",
+        usage="[--address ADDRESS] [--ship] [--json] [options of retro-ml run]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
@@ -72,6 +74,12 @@ def _build_parser() -> Parser:
         metavar="ADDRESS",
         help="a cluster: its dashboard (http://head:8265), or from inside it host:6379 or auto "
         "(otherwise RAY_ADDRESS, or else this machine)",
+    )
+    parser.add_argument(
+        "--ship",
+        action="store_true",
+        help="as retro-ml submit --ship: look with this retro_ml, shipped to nodes that have its "
+        "dependencies but not itself",
     )
     parser.add_argument("--json", action="store_true", help="print the checks as one JSON object")
     return parser
@@ -87,17 +95,25 @@ def _read_experiment(words: Sequence[str]) -> tuple[ExperimentConfig, RunOptions
 
 
 def _examine(
-    address: str | None, config: ExperimentConfig, options: RunOptions, words: Sequence[str]
+    flags: argparse.Namespace,
+    config: ExperimentConfig,
+    options: RunOptions,
+    words: Sequence[str],
 ) -> Sequence[Check]:
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = flags.address or options.ray_address or os.environ.get("RAY_ADDRESS")
+    by_job = address is not None and address.startswith(("http://", "https://"))
+    if flags.ship and not by_job:
+        raise UsageError(
+            ["--ship: unexpected -> with the head's dashboard, as --address http://head:8265"]
+        )
     if address is None or address == "local":
         from retro_ml.cluster.machine_checks import check_machine
 
         return check_machine(config)
-    if address.startswith(("http://", "https://")):
+    if by_job:
         from retro_ml.cluster.cluster_checks import check_cluster_by_job
 
-        return check_cluster_by_job(address, config, options, words=words)
+        return check_cluster_by_job(address, config, options, words=words, ship=flags.ship)
     from retro_ml.cluster.cluster_checks import check_cluster
 
     return check_cluster(address, config, options)

@@ -28,6 +28,7 @@ from retro_ml.core.experiments.layers import (
 from retro_ml.core.experiments.options import RunOptions
 
 if TYPE_CHECKING:
+    from retro_ml.core.engine.result import ExperimentResult
     from retro_ml.core.experiments.sweep_config import SweepConfig
 
 
@@ -127,6 +128,7 @@ def _plan(config: ExperimentConfig) -> int:
 def _run(config: ExperimentConfig, *, options: RunOptions, as_json: bool) -> int:
     try:
         from retro_ml.api import run_experiment
+        from retro_ml.cluster.job_entry import note_work_left
         from retro_ml.core.engine.progress_text import delivery_words
         from retro_ml.core.engine.run_faults import BadRunFolder, BadStorage
     except KeyboardInterrupt:
@@ -139,6 +141,8 @@ def _run(config: ExperimentConfig, *, options: RunOptions, as_json: bool) -> int
         return fail(str(error), error.exit_code)
     except BadRunFolder as error:
         return refuse("run", [str(error)])
+    if _goes_on(result, config, options):
+        note_work_left()
     if as_json:
         print_answer(json.dumps(result.as_dict()))
     if options.progress == "quiet" and result.error is not None:  # otherwise it was shown
@@ -146,6 +150,16 @@ def _run(config: ExperimentConfig, *, options: RunOptions, as_json: bool) -> int
     if options.progress == "quiet" and result.storage is not None and not result.storage.complete:
         print(f"error: storage: {delivery_words(result.storage)}", file=sys.stderr)
     return result.exit_code
+
+
+def _goes_on(result: ExperimentResult, config: ExperimentConfig, options: RunOptions) -> bool:
+    """Whether the hours were over first, so that the same command has something to go on with."""
+    from retro_ml.core.engine.resume_point import is_finished
+
+    if result.exit_code != 0 or options.restart_behavior != "resume":
+        return False
+    reached = {"state": result.state, "step": result.agent_steps, "reward": result.final_reward}
+    return not is_finished(reached, config, options)
 
 
 if __name__ == "__main__":

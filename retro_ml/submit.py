@@ -33,7 +33,8 @@ STILL_THERE = {"PENDING", "RUNNING"}
 
 _DESCRIPTION = """\
 Run a command of retro-ml on a Ray cluster: submit it as a job, follow what it prints, end with its
-exit code. The same command again finds the job that is there, or goes on from its checkpoint."""
+exit code. The same command again finds the job that is there, or goes on from its checkpoint where
+that job ended before its work did."""
 
 _EPILOG = """\
 Ctrl-C leaves the job running; a second one within 5 s stops it with a checkpoint.
@@ -195,29 +196,48 @@ def _with_name(words: list[str], flag: str, name: str) -> list[str]:
 def _submit(jobs: Jobs, name: str, words: list[str], *, ship: bool) -> str:
     """Starts the job, or finds it; its name. Raises LaunchError."""
     from retro_ml.cluster.job_package import build_entrypoint, pack, take_files
-    from retro_ml.cluster.jobs import LaunchError
 
     words, files = take_files(words)
     entrypoint = build_entrypoint(words, ship=ship)
-    job_id, number = name, 1
-    while (found := jobs.find(job_id)) is not None:
-        same = found.entrypoint == entrypoint
-        if found.status in STILL_THERE and not same:
-            raise LaunchError(
-                f"job {job_id} is running with other words: {found.entrypoint} -> wait for it, "
-                f"stop it (retro-ml submit --job-id {job_id} --stop), or choose another --job-id"
-            )
-        if same and (found.status in STILL_THERE or found.status == "SUCCEEDED"):
-            _say(f"job {job_id} is there already: {found.status.lower()}")
-            return job_id
-        # It has ended before its time; a name is used once, and the run goes on where it was.
-        number += 1
-        job_id = f"{name}-{number}"
+    job_id, newest = _look_up(jobs, name, entrypoint)
+    if newest is not None:
+        known_id, status = newest
+        succeeded = status == "SUCCEEDED"
+        if status in STILL_THERE or (succeeded and not jobs.has_work_left(known_id)):
+            _say(f"job {known_id} is there already: {status.lower()}")
+            return known_id
+        how = "with work left" if succeeded else status.lower()
+        _say(f"job {known_id} has ended ({how}); {job_id} goes on")
     with tempfile.TemporaryDirectory(prefix="retro_ml-job-") as folder:
         runtime_env = pack(Path(folder), files, ship=ship)
         jobs.start(job_id, entrypoint=entrypoint, runtime_env=runtime_env)
     _say(f"job {job_id} submitted to {jobs.address}")
     return job_id
+
+
+def _look_up(jobs: Jobs, name: str, entrypoint: str) -> tuple[str, tuple[str, str] | None]:
+    """A name that is free, and the newest job with these words: its name and status.
+
+    A name is used once: what goes on with the job `x` is `x-2`, `x-3` and so on.
+
+    Raises:
+        LaunchError: one with other words is running.
+    """
+    from retro_ml.cluster.jobs import LaunchError
+
+    job_id, number = name, 1
+    newest = None
+    while (found := jobs.find(job_id)) is not None:
+        if found.entrypoint == entrypoint:
+            newest = job_id, str(found.status.value)
+        elif found.status in STILL_THERE:
+            raise LaunchError(
+                f"job {job_id} is running with other words: {found.entrypoint} -> wait for it, "
+                f"stop it (retro-ml submit --job-id {job_id} --stop), or choose another --job-id"
+            )
+        number += 1
+        job_id = f"{name}-{number}"
+    return job_id, newest
 
 
 def _attend(jobs: Jobs, job_id: str, flags: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -28,6 +28,9 @@ from retro_ml.core.experiments.layers import (
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.suites import SUITES, suite_path
 from retro_ml.core.experiments.sweep_config import SweepConfig, sweep_faults
+
+if TYPE_CHECKING:
+    from retro_ml.core.engine.sweep_result import SweepResult
 
 _DESCRIPTION = """\
 Train every combination of a spec's games, algorithms, seeds and hyperparameters, several at once,
@@ -87,6 +90,7 @@ def run_call(
         return 0
     try:
         from retro_ml.api import run_sweep
+        from retro_ml.cluster.job_entry import note_work_left
         from retro_ml.core.engine.progress_text import delivery_words
         from retro_ml.core.engine.run_faults import BadRunFolder, BadStorage
     except KeyboardInterrupt:
@@ -99,6 +103,8 @@ def run_call(
         return fail(str(error), error.exit_code)
     except BadRunFolder as error:
         return refuse("sweep", [str(error)])
+    if _goes_on(result, config, options):
+        note_work_left()
     if as_json:
         print_answer(json.dumps(result.as_dict()))
     if options.progress == "quiet" and result.error is not None:  # otherwise it was shown
@@ -109,6 +115,18 @@ def run_call(
         if result.storage is not None and not result.storage.complete:
             print(f"error: storage: {delivery_words(result.storage)}", file=sys.stderr)
     return result.exit_code
+
+
+def _goes_on(result: SweepResult, config: SweepConfig, options: RunOptions) -> bool:
+    """Whether the hours were over first, so that the same command has something to go on with.
+
+    A budget of agent steps is spent for good: only another command goes on, with a larger one.
+    """
+    if result.exit_code != 0 or options.restart_behavior != "resume":
+        return False
+    budget = config.max_agent_steps
+    spent = budget is not None and sum(one.agent_steps for one in result.standings) >= budget
+    return result.state == "interrupted" and not spent
 
 
 def _read(argv: Sequence[str]) -> tuple[argparse.Namespace, SweepConfig, RunOptions]:

@@ -7,6 +7,10 @@ of `retro-ml`.
 
 Ray stops a job with SIGTERM to each of its processes and notes no exit code then (2.60). So this
 process outlives the signal, and prints the exit code as the log's last line.
+
+A command that was given hours ends with exit code 0 when they are over, as one does that is at its
+end. Which of the two it was, the command leaves in a file, and this process tells in the log's last
+line: there the submitter finds it.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import os
 import platform
 import shutil
 import signal
@@ -23,6 +28,9 @@ import tempfile
 from pathlib import Path
 
 EXIT_LINE = "retro_ml: exit code "
+LEFT_LINE = "retro_ml: there is work left; the same command goes on with it"
+NOTE_VARIABLE = "RETRO_ML_JOB_NOTE"
+"""Of the command's environment: the file that it makes where there is work left."""
 CANNOT = 3
 
 
@@ -45,11 +53,22 @@ def main(versions: dict[str, str], words: list[str]) -> int:
         for path in Path().iterdir():
             if path.is_file():
                 shutil.copy(path, folder)
-        code = subprocess.run(command, cwd=folder, check=False).returncode
+        note = Path(folder, ".work-left")
+        environment = {**os.environ, NOTE_VARIABLE: str(note)}
+        code = subprocess.run(command, cwd=folder, env=environment, check=False).returncode
+        work_left = note.exists()
     code = 128 - code if code < 0 else code
     if stopped:
         print(f"{EXIT_LINE}{code}", flush=True)
+    elif work_left:
+        print(LEFT_LINE, flush=True)
     return code
+
+
+def note_work_left() -> None:
+    """Lets the job say that there is work left, where this process is the command of one."""
+    if NOTE_VARIABLE in os.environ:
+        Path(os.environ[NOTE_VARIABLE]).touch()
 
 
 def find_faults(versions: dict[str, str]) -> list[str]:

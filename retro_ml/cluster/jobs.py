@@ -25,7 +25,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from retro_ml.cluster.access import describe_token_fault, token_path
 from retro_ml.cluster.driver_process import environment, first_line
-from retro_ml.cluster.job_entry import EXIT_LINE
+from retro_ml.cluster.job_entry import EXIT_LINE, LEFT_LINE
 from retro_ml.core.engine.launcher import LaunchError
 
 REQUEST_TIMEOUT_S = 30.0
@@ -111,6 +111,10 @@ class Jobs:
         """All that a job has printed so far. Raises LaunchError."""
         output: str = self._ask(lambda: self._client.get_job_logs(job_id))
         return output
+
+    def has_work_left(self, job_id: str) -> bool:
+        """Whether a job that succeeded ended before its work did. Raises LaunchError."""
+        return _last_line(self.read_output(job_id)) == LEFT_LINE
 
     def follow(
         self,
@@ -209,7 +213,7 @@ def describe_outcome(details: JobDetails, output: str) -> Outcome:
     """The exit code that the job's command had, as far as Ray knows or the output tells."""
     if details.status == JobStatus.STOPPED:
         # Ray notes none; the job's first process prints it, unless it was killed as well.
-        last = output.rstrip().rpartition("\n")[2]
+        last = _last_line(output)
         code = last.removeprefix(EXIT_LINE)
         if last != code and code.isdigit():
             return Outcome(int(code))
@@ -270,6 +274,10 @@ class _Follower:
         if new > 0:
             show(text[-new:])
             self._shown = position
+
+
+def _last_line(output: str) -> str:
+    return output.rstrip().rpartition("\n")[2]
 
 
 def _check_installed() -> None:

@@ -16,9 +16,11 @@ import ray
 from ray.util import placement_group_table, remove_placement_group
 
 from retro_ml.cluster.connect import connect
-from retro_ml.cluster.placement import find_nodes_to_spare
+from retro_ml.cluster.job_entry import LEFT_LINE
+from retro_ml.cluster.placement import bundles_of, count_at_once, find_nodes_to_spare
+from retro_ml.cluster.plan import count_memory
 from retro_ml.cluster.trial_actor import TrialActor, trial_config
-from retro_ml.cluster.trials import place
+from retro_ml.cluster.trials import place, place_memory
 from retro_ml.core.artifacts.metrics_file import read_rows
 from retro_ml.core.engine.launcher import LaunchError
 from retro_ml.core.experiments.config import ExperimentConfig
@@ -208,6 +210,44 @@ def test_env_runners_leave_the_cpus_beside_a_gpu_to_the_next_trial(nodes: LocalN
         with pytest.raises(LaunchError, match="needs 2 GPUs, but there are 1"):
             place(too_much, cluster)
     nodes._cluster.remove_node(gpu_node)
+
+
+def test_a_node_gets_no_more_trials_than_it_has_memory_for(nodes: LocalNodes) -> None:
+    """Placement groups as trials ask for them: by CPUs the node has room for two."""
+    node = nodes._cluster.add_node(
+        num_cpus=4, memory=1_500_000_000, object_store_memory=100_000_000
+    )
+    config = ExperimentConfig(game_id="pong", use_gpu=False, resources={"num_cpus": 2})
+    with connect(nodes._cluster.address) as cluster:
+        memory_bytes = place_memory(config, cluster, num_cpus=2, num_gpus=0.0)
+        assert memory_bytes == count_memory(config) == 1_100_000_000
+        bundles = bundles_of(config.resources, 2, 0.0, memory_bytes)
+        assert count_at_once(bundles, cluster.nodes) == 1
+        trial = trial_config(
+            config, num_cpus=2, num_gpus=0.0, restore_from=None, memory_bytes=memory_bytes
+        )
+        asked = TrialActor.default_resource_request(trial)
+        groups = [asked.to_placement_group() for _ in range(2)]
+        waiting = [group.ready() for group in groups]
+        ready, rest = ray.wait(waiting, num_returns=2, timeout=5)
+        assert (len(ready), len(rest)) == (1, 1)
+        remove_placement_group(groups[waiting.index(ready[0])])
+        assert ray.wait(rest, timeout=60)[1] == []
+        remove_placement_group(groups[waiting.index(rest[0])])
+    nodes._cluster.remove_node(node)
+
+
+@pytest.mark.nightly
+def test_the_same_command_goes_on_where_the_hours_were_over(call: Command, tmp_path: Path) -> None:
+    words = words_of(tmp_path, "hours", agent_steps=20_000)
+    first = call("submit", "--", *words, "--max-hours", "0.001")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert first.stdout.rstrip().endswith(LEFT_LINE)
+    second = call("submit", "--", *words, "--max-hours", "0.001")
+    assert second.returncode == 0
+    assert "job hours has ended (with work left); hours-2 goes on" in second.stderr
+    begun = [attempt["from_step"] for attempt in events_of(tmp_path / "hours", "run_started")]
+    assert begun[0] == 0 < begun[1]
 
 
 @pytest.mark.nightly

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from retro_ml import cli, run
+from retro_ml.cluster.job_entry import NOTE_VARIABLE
 from retro_ml.core.engine.run_faults import BadRunFolder
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
@@ -249,6 +250,35 @@ def test_a_bad_folder_is_bad_input(
     monkeypatch.setitem(sys.modules, "retro_ml.api", api)
 
     assert refuse(capsys, "--env", "pong") == ["output_dir: x -> y"]
+
+
+@pytest.mark.parametrize(
+    ("ended", "options", "noted"),
+    [
+        ({"agent_steps": 900}, (), True),
+        ({"agent_steps": 1_000}, (), False),
+        ({"agent_steps": 900, "final_reward": 21.0}, ("--stop-score", "20"), False),
+        ({"agent_steps": 900}, ("--restart-behavior", "restart"), False),
+        ({"agent_steps": 900, "state": "interrupted", "exit_code": 143}, (), False),
+    ],
+)
+def test_a_job_is_told_of_work_that_the_hours_left(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ended: dict[str, Any],
+    options: tuple[str, ...],
+    noted: bool,
+) -> None:
+    reached = {"exit_code": 0, "state": "completed", "final_reward": 1.0, "error": None}
+    result = SimpleNamespace(**reached | ended, storage=None)
+    api = ModuleType("retro_ml.api")
+    api.run_experiment = lambda config, *, options: result  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "retro_ml.api", api)
+    call = ["--env", "pong", "-n", "1000", "--max-hours", "8", *options]
+    assert run.main(call) == result.exit_code  # no job: nobody to tell
+    monkeypatch.setenv(NOTE_VARIABLE, str(tmp_path / "note"))
+    run.main(call)
+    assert (tmp_path / "note").exists() is noted
 
 
 # The console script, and speed.

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from retro_ml import doctor, submit
-from retro_ml.cluster import access, job_entry, jobs
+from retro_ml.cluster import access, cluster_checks, job_entry, jobs
 from retro_ml.cluster.job_package import build_entrypoint, pack, take_files
 from retro_ml.cluster.jobs import JobStatus, LaunchError, describe_outcome
 
@@ -108,6 +108,33 @@ def test_a_job_ends_with_its_commands_exit_code(tmp_path: Path) -> None:
     assert run_entry(tmp_path, ["run", "--game-id", "pongg"])[0] == 2
 
 
+@pytest.mark.parametrize("code", ["job_entry.note_work_left()", "pass"])
+def test_a_job_says_whether_its_command_left_work(tmp_path: Path, code: str) -> None:
+    package = tmp_path / "retro_ml"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "run.py").write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(job_entry.__file__).parent)!r})\n"
+        "import job_entry\n"
+        "print('the hours are over', flush=True)\n"
+        f"{code}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, job_entry.__file__, "{}", "run"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        check=True,
+    )
+    one = jobs.Jobs.__new__(jobs.Jobs)
+    one._client = SimpleNamespace(get_job_logs=lambda job_id: done.stdout)  # type: ignore[assignment]
+    assert done.stdout.startswith("the hours are over\n")
+    assert one.has_work_left("x") is (code != "pass")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["retro_ml"]
+
+
 def test_a_job_says_what_differs_on_the_cluster(tmp_path: Path) -> None:
     code, output = run_entry(tmp_path, ["run"], ray="1.0.0", Python="2.7")
     assert code == 3
@@ -169,7 +196,8 @@ class FakeJobs:
 
     address = "http://head:8265"
 
-    def __init__(self, **known: tuple[str, str]) -> None:
+    def __init__(self, *, work_left: str = "", **known: tuple[str, str]) -> None:
+        self.work_left = work_left
         self.known = {
             name: SimpleNamespace(status=JobStatus(status), entrypoint=entrypoint)
             for name, (status, entrypoint) in known.items()
@@ -181,6 +209,10 @@ class FakeJobs:
 
     def start(self, job_id: str, **how: Any) -> None:
         self.started.append(job_id)
+
+    def has_work_left(self, job_id: str) -> bool:
+        assert self.known[job_id].status == JobStatus.SUCCEEDED
+        return job_id in self.work_left.split()
 
 
 WORDS = ["run", "--game-id", "pong"]
@@ -195,6 +227,25 @@ def test_the_same_command_again_is_the_same_job(status: str, started: list[str])
     job_id = submit._submit(fake, "x", WORDS, ship=False)  # type: ignore[arg-type]
     assert fake.started == started
     assert job_id == (started or ["x"])[0]
+
+
+@pytest.mark.parametrize(
+    ("known", "work_left", "named", "started"),
+    [
+        ({"x": "SUCCEEDED"}, "x", "x-2", True),
+        ({"x": "SUCCEEDED", "x-2": "SUCCEEDED"}, "x x-2", "x-3", True),
+        ({"x": "SUCCEEDED", "x-2": "SUCCEEDED"}, "x", "x-2", False),
+        ({"x": "SUCCEEDED", "x-2": "FAILED"}, "x", "x-3", True),
+        ({"x": "SUCCEEDED", "x-2": "RUNNING"}, "x", "x-2", False),
+    ],
+)
+def test_the_same_command_goes_on_where_the_hours_were_over(
+    known: dict[str, str], work_left: str, named: str, started: bool
+) -> None:
+    entrypoint = build_entrypoint(WORDS, ship=False)
+    fake = FakeJobs(work_left=work_left, **{name: (how, entrypoint) for name, how in known.items()})
+    assert submit._submit(fake, "x", WORDS, ship=False) == named  # type: ignore[arg-type]
+    assert fake.started == [named] * started
 
 
 @pytest.mark.parametrize(
@@ -267,6 +318,50 @@ def test_the_doctor_tries_the_storage(
     assert list((tmp_path / "storage").iterdir()) == []
     assert doctor.main(["--output-dir", "file:///proc/nowhere"]) == 3
     assert "error: storage: cannot write" in capsys.readouterr().err
+
+
+def test_the_doctor_looks_by_a_job_that_ships_this_retro_ml(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: dict[str, Any] = {}
+
+    class FakeCluster(FakeJobs):
+        def __init__(self, address: str, *, allow_open: bool) -> None:
+            super().__init__()
+
+        def start(self, job_id: str, **how: Any) -> None:
+            started.update(how)
+
+        def follow(self, job_id: str, show: Any, *, notice: Any) -> jobs.Outcome:
+            checks = [
+                {"name": "nodes", "found": "3 of 3 answered", "fault": None},
+                {"name": "versions", "found": "", "fault": "node a: torch 1.0 -> install"},
+                {"name": "versions", "found": "", "fault": "node b: torch 2.0 -> install"},
+            ]
+            show(json.dumps({"checks": checks}) + "\n")
+            return jobs.Outcome(3)
+
+    monkeypatch.setattr(cluster_checks, "Jobs", FakeCluster)
+    call = ["--address", "http://head:8265", "--output-dir", "/mnt/runs"]
+    assert doctor.main([*call, "--ship"]) == 3
+    assert Path(started["runtime_env"]["py_modules"][0]).name == "retro_ml"
+    assert "--ship" not in started["entrypoint"]
+    assert '"retro_ml"' not in started["entrypoint"]  # its version there is not asked for
+    assert capsys.readouterr().err.splitlines() == [
+        "error: versions: node a: torch 1.0 -> install",
+        "error: versions: node b: torch 2.0 -> install",
+    ]
+    assert doctor.main(call) == 3
+    assert "py_modules" not in started["runtime_env"]
+    assert '"retro_ml"' in started["entrypoint"]
+
+
+@pytest.mark.parametrize("argv", [(), ("--address", "auto"), ("--ray-address", "head:6379")])
+def test_the_doctor_ships_by_a_job_alone(
+    argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor.main(["--ship", *argv]) == 2
+    assert "--ship: unexpected -> with the head's dashboard" in capsys.readouterr().err
 
 
 def test_the_doctor_takes_one_experiment(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from retro_ml import cli, run, sweep
+from retro_ml.cluster.job_entry import NOTE_VARIABLE
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.sweep_config import SweepConfig
 
@@ -190,6 +191,33 @@ def test_bad_sweeps_of_run_are_told_in_one_line(
 ) -> None:
     (line,) = refuse(capsys, run.main, *argv.split())
     assert line.startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("state", "options", "noted"),
+    [
+        ("interrupted", (), True),
+        ("completed", (), False),
+        ("interrupted", ("--set", "max_agent_steps=1500"), False),
+        ("interrupted", ("--set", "max_agent_steps=1501"), True),
+        ("interrupted", ("--restart-behavior", "restart"), False),
+    ],
+)
+def test_a_job_is_told_of_work_that_the_hours_left(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    state: str,
+    options: tuple[str, ...],
+    noted: bool,
+) -> None:
+    standings = [SimpleNamespace(agent_steps=steps) for steps in (1_000, 500, 0, 0)]
+    result = SimpleNamespace(exit_code=0, state=state, error=None, standings=standings)
+    api = ModuleType("retro_ml.api")
+    api.run_sweep = lambda config, *, options: result  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "retro_ml.api", api)
+    monkeypatch.setenv(NOTE_VARIABLE, str(tmp_path / "note"))
+    assert sweep.main(["rates.yaml", "--set", "max_hours=8", *options]) == 0
+    assert (tmp_path / "note").exists() is noted
 
 
 def test_one_value_is_no_sweep(capsys: pytest.CaptureFixture[str]) -> None:
