@@ -116,7 +116,7 @@ class AshaByGame(ByGroup):
 
     def group(self, name: str) -> str:
         """The game."""
-        return self._planned[name].config.game.rom
+        return self._planned[name].config.game.label
 
     def build(self, total_timesteps: int) -> Any:
         """One bracket, as Li et al. 2020 recommend."""

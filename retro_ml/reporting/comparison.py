@@ -108,7 +108,7 @@ def load_side(folder: Path) -> Side:
 def compare(sides: Sequence[Side]) -> Comparison:
     """Compares the sides, of which the first is what the others are held against."""
     sides = _tell_apart(sides)
-    games = dict.fromkeys(_game(run) for side in sides for run in side.runs)
+    games = dict.fromkeys(run.config.game.label for side in sides for run in side.runs)
     return Comparison(
         tuple(side.name for side in sides),
         _find_differences(sides),
@@ -154,7 +154,7 @@ def _values(side: Side, name: str) -> Any:
 def _compare_on(game: str, sides: Sequence[Side]) -> list[Standing]:
     groups = []
     for side in sides:
-        runs = [run for run in side.runs if _game(run) == game]
+        runs = [run for run in side.runs if run.config.game.label == game]
         if runs:
             groups.append(Group(game, runs[0].config.algorithm, side.name, {}, runs))
     settle_scores(groups)
@@ -202,7 +202,3 @@ def _improvement(group: Group, first: Group | None) -> tuple[float | None, Inter
     probability = float(statistics.probability_of_improvement(ours, theirs))
     interval = statistics.bootstrap_interval(statistics.probability_of_improvement, ours, theirs)
     return probability, interval
-
-
-def _game(run: RunRecord) -> str:
-    return f"{run.rom} (v5)" if run.config.game.protocol == "v5" else run.rom

@@ -123,7 +123,7 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
         settings = {name: run.fields[name] for name in differing[algorithm]}
         words = ", ".join(f"{_short(name)} {_show(value)}" for name, value in settings.items())
         label = f"{algorithm}, {words}" if words else algorithm
-        game = f"{run.rom} (v5)" if run.config.game.protocol == "v5" else run.rom
+        game = run.config.game.label
         group = groups.setdefault((game, algorithm, label), Group(game, algorithm, label, settings))
         group.runs.append(run)
     settle_scores(groups.values())

@@ -53,6 +53,8 @@ class Standing:
 
     experiment_id: str
     game: str
+    """With its protocol: scores of two protocols cannot be compared."""
+    rom: str
     algorithm: str
     seed: int
     values: dict[str, Any]
@@ -156,7 +158,7 @@ def save_leaderboard(
 def mean_normalised(combination: Combination, normalise: Normalise) -> float | None:
     """Where 0 is a random agent and 1 a human; None for a game without figures."""
     score = combination.score
-    return None if score is None else normalise(combination.game, score)
+    return None if score is None else normalise(combination.trials[0].rom, score)
 
 
 def _combination_row(one: Combination, normalise: Normalise) -> dict[str, Any]:
@@ -188,7 +190,7 @@ def _trial_row(one: Standing, normalise: Normalise) -> dict[str, Any]:
         "trials": 1,
         "counted": int(one.score is not None and one.state != "failed"),
         "score": one.score,
-        "human_normalised": None if one.score is None else normalise(one.game, one.score),
+        "human_normalised": None if one.score is None else normalise(one.rom, one.score),
         "games": one.games,
         "agent_steps": one.agent_steps,
         "state": one.state,

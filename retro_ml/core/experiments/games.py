@@ -43,6 +43,11 @@ class GameSpec:
     note: str | None = None
     """For the log: what the spelling meant elsewhere, where that differs."""
 
+    @property
+    def label(self) -> str:
+        """What tells apart the games whose scores can be compared: `pong`, or `pong (v5)`."""
+        return f"{self.rom} (v5)" if self.protocol == "v5" else self.rom
+
 
 class GameNotFound(ValueError):
     """No game is known by this name."""

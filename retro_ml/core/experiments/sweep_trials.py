@@ -38,7 +38,7 @@ class PlannedTrial:
     @property
     def task(self) -> str:
         """The game and algorithm: within it hyperparameters can be compared."""
-        return f"{self.config.game.rom}/{self.config.algorithm}"
+        return f"{self.config.game.label}/{self.config.algorithm}"
 
     def choose(self, values: dict[str, Any]) -> PlannedTrial:
         """The trial with what a search chose. Raises: pydantic's ValidationError."""
