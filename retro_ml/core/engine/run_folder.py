@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from retro_ml.core.engine.run_faults import (
     unreadable,
 )
 from retro_ml.core.engine.run_lock import RunLock, RunLocked
-from retro_ml.core.engine.run_storage import RunStorage
+from retro_ml.core.engine.run_storage import PATIENCE_S, RunStorage
 from retro_ml.core.engine.storage_opening import find_run, move_aside, open_storage
 from retro_ml.core.experiments.config import ExperimentConfig, config_faults
 from retro_ml.core.experiments.differences import continue_config, describe_differences
@@ -86,6 +87,8 @@ def open_run(
     *,
     notice: Callable[[str], None],
     read_initial: ReadInitial | None = None,
+    is_new: bool = False,
+    patience_s: float = PATIENCE_S,
 ) -> OpenRun:
     """Locks the run's folder, made if need be, and tells how to go on.
 
@@ -94,11 +97,14 @@ def open_run(
         options: `restart_behavior`, `stop_score`.
         notice: is told at once why opening takes time.
         read_initial: called for a new run with `init_from`.
+        is_new: as in `open_storage`.
+        patience_s: as in `open_storage`.
 
     Raises:
         BadRunFolder: with everything as it was before.
     """
     folder = config.paths.experiment_dir
+    open_there = partial(open_storage, notice=notice, is_new=is_new, patience_s=patience_s)
     remote = None
     if options.restart_behavior != "resume":
         with _storage_faults(config):
@@ -106,14 +112,14 @@ def open_run(
     if options.restart_behavior == "restart" and (config.paths.config_path.exists() or remote):
         initial = _read_initial(config, read_initial)
         aside = _move_aside(config, remote, notice)
-        opened = _open(config, options, notice, read_initial=lambda _: initial)
+        opened = _open(config, options, notice, open_there, read_initial=lambda _: initial)
         return replace(opened, notices=(f"the old run is in {aside}", *opened.notices))
     if options.restart_behavior == "fail" and (os.path.lexists(folder) or remote):
         raise BadRunFolder(
             f"experiment_id: {config.experiment_id} -> {remote.uri if remote else folder} exists "
             "already; choose another --experiment-id, or --restart-behavior resume or restart"
         )
-    return _open(config, options, notice, read_initial=read_initial)
+    return _open(config, options, notice, open_there, read_initial=read_initial)
 
 
 def load_config(config: ExperimentConfig) -> ExperimentConfig:
@@ -142,6 +148,7 @@ def _open(
     config: ExperimentConfig,
     options: RunOptions,
     notice: Callable[[str], None],
+    open_there: Callable[[ExperimentConfig], RunStorage | None],
     *,
     read_initial: ReadInitial | None,
 ) -> OpenRun:
@@ -155,7 +162,7 @@ def _open(
     storage = None
     try:
         with _storage_faults(config):
-            storage = open_storage(config, notice=notice)
+            storage = open_there(config)
         if not config.paths.config_path.exists():
             opened = _begin_new(config, lock, _read_initial(config, read_initial))
         else:

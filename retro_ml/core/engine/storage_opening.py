@@ -36,10 +36,23 @@ def find_run(config: ExperimentConfig) -> RemoteFolder | None:
     return run
 
 
-def open_storage(config: ExperimentConfig, *, notice: Callable[[str], None]) -> RunStorage | None:
+def open_storage(
+    config: ExperimentConfig,
+    *,
+    notice: Callable[[str], None],
+    is_new: bool = False,
+    patience_s: float = PATIENCE_S,
+) -> RunStorage | None:
     """Claims the run in storage and brings here what is newer there.
 
     To be called under the lock of the run's folder.
+
+    Args:
+        config: of the run.
+        notice: is told at once why opening takes time.
+        is_new: there was nothing of the run in storage a while ago, so it begins without an answer;
+            then the claim follows when there is one.
+        patience_s: how long to try again.
 
     Returns:
         None where `output_dir` is no URI.
@@ -53,17 +66,24 @@ def open_storage(config: ExperimentConfig, *, notice: Callable[[str], None]) -> 
     if uri is None:
         return None
     prove_writable(config.output_dir)
-    paths, run = config.paths, RemoteFolder(uri, patience_s=PATIENCE_S)
-    there = read_claim(run)
-    outlive(there, run, notice=notice)
-    here = _read_here(paths.claim_path)
+    paths, run = config.paths, RemoteFolder(uri, patience_s=patience_s)
+    there, answered = None, True
+    try:
+        there = read_claim(run)
+        outlive(there, run, notice=notice)
+    except StorageError:
+        if not is_new:
+            raise
+        answered = False
+    here = read_local_claim(paths.claim_path)
     if there is not None and not _is_newest(here, there) and find_run(config) is not None:
         _replace_local(config, run, keep_aside=here is None or not here.complete, notice=notice)
     generation = 1 + max(claim.generation if claim else 0 for claim in (here, there))
     keeper = ClaimKeeper(RemoteFolder(uri, patience_s=BACKGROUND_PATIENCE_S), generation=generation)
     # Here first: were it there first, a kill in between would make this folder look outdated.
     keeper.claim.save(paths.claim_path)
-    run.put(CLAIM_NAME, keeper.claim.write())
+    if answered:
+        run.put(CLAIM_NAME, keeper.claim.write())
     keeper.start()
     untouched = there is not None and there.complete
     return RunStorage(config, keeper, untouched=untouched)
@@ -94,7 +114,8 @@ def move_aside(run: RemoteFolder, stamp: str) -> RemoteFolder:
     return aside
 
 
-def _read_here(path: Path) -> Claim | None:
+def read_local_claim(path: Path) -> Claim | None:
+    """The claim of the driver that left this folder."""
     try:
         return Claim.read(path.read_bytes())
     except OSError:

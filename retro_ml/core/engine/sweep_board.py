@@ -81,12 +81,18 @@ class SweepBoard:
         elif event.event_type is EventType.HYPERPARAMETERS_CHANGED:
             one.values = one.values | data["values"]
 
-    def take_status(self, one: Standing, status: dict[str, Any]) -> None:
-        """Learn from the status.json that an earlier call left."""
+    def take_status(self, one: Standing, status: dict[str, Any], *, finished: bool) -> None:
+        """Learn from the status.json that an earlier call left.
+
+        Args:
+            one: the trial's.
+            status: of the trial.
+            finished: it has nothing left to do.
+        """
         state = status.get("state")
         # One that was killed, or that was told to go on, does go on.
         one.state = state if state in {"stopped", "failed"} else "interrupted"
-        if state == "completed" and status["step"] >= one.total_timesteps:
+        if finished:
             one.state = "completed"
         one.error = status.get("error")
         self.set_steps(one, status["step"])
@@ -151,7 +157,8 @@ class SweepBoard:
 def _stand(config: ExperimentConfig, values: dict[str, Any]) -> Standing:
     return Standing(
         experiment_id=config.experiment_id,
-        game=config.game.rom,
+        game=config.game.label,
+        rom=config.game.rom,
         algorithm=config.algorithm,
         seed=config.seed,
         values=values,

@@ -13,15 +13,23 @@ import dataclasses
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from retro_ml.core.artifacts.leaderboard import Normalise
 from retro_ml.core.artifacts.metrics_file import read_rows
 from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.engine.launcher import LaunchError, SweepLauncher, Trial, TrialEnd
-from retro_ml.core.engine.run_faults import BadRunFolder
-from retro_ml.core.engine.run_folder import ReadInitial, load_config, open_run, parse_config
+from retro_ml.core.engine.resume_point import is_finished
+from retro_ml.core.engine.run_faults import BadRunFolder, BadStorage
+from retro_ml.core.engine.run_folder import (
+    OpenRun,
+    ReadInitial,
+    load_config,
+    open_run,
+    parse_config,
+)
 from retro_ml.core.engine.run_log import RunLog, TrialLogs
 from retro_ml.core.engine.run_session import RunSession
 from retro_ml.core.engine.stop_signals import StopSignals
@@ -29,7 +37,8 @@ from retro_ml.core.engine.sweep_board import SweepBoard
 from retro_ml.core.engine.sweep_folder import load_trial_status, open_sweep
 from retro_ml.core.engine.sweep_progress import SweepProgress, build_sweep_progress
 from retro_ml.core.engine.sweep_result import SweepResult
-from retro_ml.core.engine.sweep_storage import SweepStorage
+from retro_ml.core.engine.sweep_storage import SweepStorage, is_delivered
+from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.search import NoFittingValues, OptunaSearch
 from retro_ml.core.experiments.sweep_config import SweepConfig
@@ -60,7 +69,9 @@ class SweepEngine:
         self._board = SweepBoard(config, normalise=normalise)
         self._search = OptunaSearch(config.seed)
         self._planned = {trial.experiment_id: trial for trial in config.trials}
-        self._waiting: Iterator[PlannedTrial] = iter(config.trials)
+        self._waiting = deque(config.trials)
+        self._postponed: set[str] = set()
+        self._taken: set[str] = set()
         self._sessions: dict[str, RunSession] = {}
         self._buses: dict[str, MetricEventBus] = {}
         self._logs = TrialLogs()
@@ -70,6 +81,7 @@ class SweepEngine:
         self._stopping = False
         self._storage = SweepStorage(config)
         self._stored_configs: Mapping[str, bytes] = {}
+        self._left: BadStorage | None = None
         self.ended_before: list[str] = []
 
     def run(self) -> SweepResult:
@@ -111,10 +123,11 @@ class SweepEngine:
             first, self._first = self._first, None
             return first
         while not self._stopping and not self._spent():
-            planned = next(self._waiting, None)
-            if planned is None:
+            if not self._waiting:
                 return None
-            if self._board[planned.experiment_id].state == "stopped":
+            planned = self._waiting.popleft()
+            state = self._board[planned.experiment_id].state
+            if state == "stopped" or (state == "completed" and is_delivered(planned.config)):
                 continue
             trial = self._begin(planned)
             if trial is not None:
@@ -140,7 +153,7 @@ class SweepEngine:
         self._logs.speaking = None
         self._logs.close_file(name)
         del self._buses[name]
-        self._storage.take(session.opened)
+        self._hand_over(session.opened)
         standing = self._board[name]
         standing.state, standing.error, standing.steps_per_s = end.state, end.error, None
         if end.state in {"completed", "stopped", "failed"}:
@@ -200,31 +213,30 @@ class SweepEngine:
         for name, session in list(self._sessions.items()):
             if error is None:
                 self.trial_ended(TrialEnd(name, "interrupted", exit_code=130))
+            elif isinstance(error, LaunchError):  # nothing is wrong with the trial: it goes on
+                self.trial_ended(TrialEnd(name, "interrupted", str(error), error.exit_code))
             else:
                 code = getattr(error, "exit_code", 1)
                 self.trial_ended(session.failed(str(error), exit_code=code))
 
     def _begin(self, planned: PlannedTrial) -> Trial | None:
         """Opens a trial; None where it has nothing left to do, or cannot be opened."""
-        name = planned.experiment_id
+        name, as_planned = planned.experiment_id, planned
         standing = self._board[name]
         try:
             planned = self._with_values(planned)
-            options = self._options.model_copy(update={"restart_behavior": "resume"})
-            opened = open_run(
-                planned.config,
-                options,
-                notice=self._progress.notice,
-                read_initial=self._read_initial,
-            )
+            opened = self._open(planned.config, is_new=standing.state == "waiting")
+        except BadStorage as error:
+            self._postpone(as_planned, error)
+            return None
         except (BadRunFolder, NoFittingValues) as error:
             standing.state, standing.error = "failed", str(error)
             self._search.tell(planned, None)
             self._progress.trial_ended(standing)
             return None
         if opened.finished is not None:
-            self._storage.take(opened)
-            self._board.take_status(standing, opened.finished)
+            self._hand_over(opened)
+            self._board.take_status(standing, opened.finished, finished=True)
             return None
         session = RunSession(opened, self._bus)
         self._sessions[name] = session
@@ -244,6 +256,36 @@ class SweepEngine:
             self.trial_ended(end)
             return None
         return session.trial
+
+    def _open(self, config: ExperimentConfig, *, is_new: bool) -> OpenRun:
+        """A trial's folder. Raises BadRunFolder."""
+        return open_run(
+            config,
+            self._options.model_copy(update={"restart_behavior": "resume"}),
+            notice=self._progress.notice,
+            read_initial=self._read_initial,
+            is_new=is_new,
+            patience_s=self._storage.patience_s,
+        )
+
+    def _postpone(self, planned: PlannedTrial, error: BadStorage) -> None:
+        """Storage alone may know where the trial goes on; it is tried once more after the others.
+
+        Nothing is wrong with it, so it has not failed: the next call takes it up.
+        """
+        name = planned.experiment_id
+        if name in self._postponed:
+            self._left = error
+            logger.warning("%s is left for the next call: %s", name, error)
+            return
+        self._postponed.add(name)
+        self._waiting.append(planned)
+        logger.warning("%s comes after the others: %s", name, error)
+
+    def _hand_over(self, opened: OpenRun) -> None:
+        """A trial of which there is nothing more to train."""
+        self._taken.add(opened.config.experiment_id)
+        self._storage.take(opened)
 
     def _with_values(self, planned: PlannedTrial) -> PlannedTrial:
         """The trial with the values it has been given: by a search, or by PBT before this call."""
@@ -280,7 +322,8 @@ class SweepEngine:
             standing = self._board[planned.experiment_id]
             status = load_trial_status(planned.config.paths.status_path)
             if status:
-                self._board.take_status(standing, status)
+                finished = is_finished(status, planned.config, self._options)
+                self._board.take_status(standing, status, finished=finished)
             over = standing.state in {"completed", "stopped"}
             if over:
                 self.ended_before.append(planned.experiment_id)
@@ -327,11 +370,25 @@ class SweepEngine:
         """Waits for what is still to be sent; a signal ends the waiting."""
         restore_terminal = self._progress.restore_terminal
         with StopSignals(on_first=self._storage.give_up, before_exit=restore_terminal):
+            self._send_past()
             delivery = self._storage.finish()
         if delivery is None:
             return result
         code = result.exit_code or (0 if delivery.complete else LaunchError.exit_code)
         return dataclasses.replace(result, storage=delivery, exit_code=code)
+
+    def _send_past(self) -> None:
+        """Trials that this call did not begin, of which an earlier one could not send all."""
+        for planned in self._config.trials:
+            name = planned.experiment_id
+            if name in self._taken or planned.config.paths.storage_uri is None:
+                continue
+            if is_delivered(planned.config):
+                continue
+            try:
+                self._hand_over(self._open(self._with_values(planned).config, is_new=False))
+            except BadRunFolder as error:
+                self._storage.note_not_opened(name, str(error))
 
     def _ask_to_stop(self) -> None:
         self._stopping = True
@@ -349,7 +406,10 @@ class SweepEngine:
             exit_code = 130 if signum is None else 128 + signum
         else:
             exit_code = 1 if state == "failed" else 0
-        if state == "interrupted" and not self._stopping:
+        if self._left is not None and not self._stopping:
+            exit_code = exit_code or self._left.exit_code
+            message = message or str(self._left)
+        elif state == "interrupted" and not self._stopping:
             message = self._spent() or "the time is up"
         return SweepResult(
             state=state,

@@ -20,7 +20,8 @@ from retro_ml.core.artifacts.remote_folder import (
 from retro_ml.core.artifacts.storage import replace_atomically
 from retro_ml.core.engine.run_folder import OpenRun
 from retro_ml.core.engine.run_storage import PATIENCE_S, Delivery, RunStorage
-from retro_ml.core.engine.storage_opening import prove_writable
+from retro_ml.core.engine.storage_opening import prove_writable, read_local_claim
+from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.sweep_config import SweepConfig
 from retro_ml.core.experiments.sweep_paths import SweepPaths
 from retro_ml.core.experiments.sweep_trials import PlannedTrial
@@ -39,6 +40,13 @@ class SweepStorage:
         self._files: FolderMirror | None = None
         self._pool = ThreadPoolExecutor(DELIVERIES_AT_ONCE, thread_name_prefix="delivery")
         self._under_way: dict[RunStorage, Future[Delivery]] = {}
+        self._not_opened: dict[str, str] = {}
+
+    @property
+    def patience_s(self) -> float:
+        """How long to wait for an answer: not at all while storage is known to give none."""
+        behind = self._files is not None and self._files.error is not None
+        return 0.0 if behind else PATIENCE_S
 
     def start(self) -> None:
         """Sends the sweep's own files, from now on."""
@@ -59,6 +67,10 @@ class SweepStorage:
         opened.storage.begin_delivery()
         self._under_way[opened.storage] = self._pool.submit(_deliver, opened, opened.storage)
 
+    def note_not_opened(self, name: str, reason: str) -> None:
+        """A trial whose files are not all there, and cannot be sent now."""
+        self._not_opened[name] = reason
+
     def finish(self) -> Delivery | None:
         """Waits until all is there, or until nothing gets through; None without storage."""
         deliveries = [future.result() for future in self._under_way.values()]
@@ -68,9 +80,15 @@ class SweepStorage:
         self._files.ask()
         self._files.wait()
         missing = [
-            f"{Path(one.uri).name}/{name}" for one in deliveries for name in one.missing
-        ] + self._files.list_missing()
-        errors = [self._files.error, *(one.error for one in deliveries)]
+            *(f"{Path(one.uri).name}/{name}" for one in deliveries for name in one.missing),
+            *(f"{name}/" for name in self._not_opened),
+            *self._files.list_missing(),
+        ]
+        errors = [
+            self._files.error,
+            *(one.error for one in deliveries),
+            *self._not_opened.values(),
+        ]
         self._files.close(patient=self._files.error is None)
         error = next((error for error in errors if error), None) if missing else None
         return Delivery(str(self._paths.storage_uri), tuple(missing), error)
@@ -81,6 +99,14 @@ class SweepStorage:
             storage.give_up()
         if self._files is not None:
             self._files.give_up()
+
+
+def is_delivered(config: ExperimentConfig) -> bool:
+    """Whether storage has all that this machine has of a trial: always, where it has nothing."""
+    if config.paths.storage_uri is None:
+        return False
+    claim = read_local_claim(config.paths.claim_path)
+    return not config.paths.config_path.exists() or (claim is not None and claim.complete)
 
 
 def _deliver(opened: OpenRun, storage: RunStorage) -> Delivery:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from retro_ml.core.artifacts.checkpoint_files import save_checkpoint_folder
+from retro_ml.core.artifacts.checkpoint_files import adopt_checkpoint, save_checkpoint_folder
+from retro_ml.core.artifacts.metrics_file import read_rows
 from retro_ml.core.engine.launcher import LaunchError, Trial, TrialEnd, TrialSource
 from retro_ml.core.engine.run_faults import BadRunFolder
 from retro_ml.core.engine.sweep_engine import SweepEngine
@@ -347,15 +348,24 @@ def test_a_signal_interrupts_the_trials_and_nothing_new_begins(make: Make, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(LaunchError("no cluster at 10.0.0.1"), 3), (ZeroDivisionError("oh"), 1)]
+    ("error", "code", "state"),
+    [
+        # Nothing is wrong with the trial.
+        (LaunchError("no cluster at 10.0.0.1"), 3, "interrupted"),
+        (ZeroDivisionError("oh"), 1, "failed"),
+    ],
 )
-def test_what_the_launcher_raises_ends_the_sweep(make: Make, error: Exception, code: int) -> None:
+def test_what_the_launcher_raises_ends_the_sweep(
+    make: Make, error: Exception, code: int, state: str
+) -> None:
     def play(launcher: ScriptedLauncher, trial: Trial) -> str:
         raise error
 
     result = run(make(), ScriptedLauncher(play))
     assert (result.state, result.exit_code, result.error) == ("failed", code, str(error))
-    assert states(result) == ["failed", "waiting", "waiting"]
+    assert states(result) == [state, "waiting", "waiting"]
+    assert result.standings[0].error == str(error)
+    assert run(make()).success
 
 
 def test_a_trial_whose_folder_cannot_be_had_fails_alone(make: Make, tmp_path: Path) -> None:
@@ -437,6 +447,146 @@ def test_changed_hyperparameters_are_in_every_file_of_the_trial(make: Make, tmp_
     assert launcher.begun[0].restore_from is not None
     assert result.standings[0].values["ppo.learning_rate"] == 0.0005
     assert states(result) == ["completed", "completed"]
+
+
+def test_a_checkpoint_adopted_from_a_trial_that_is_ahead_is_gone_on_with(
+    make: Make, tmp_path: Path
+) -> None:
+    """The driver ends between the exchange and the trial's next iteration."""
+    config = make(
+        grid={},
+        base={"game_id": "pong", "total_timesteps": 50},
+        distributions={"ppo.learning_rate": {"uniform": [1e-4, 1e-3]}},
+        samples=2,
+        scheduler="pbt",
+    )
+    ahead, behind = (trial.config for trial in config.trials)
+
+    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
+        own = trial.config.experiment_id == ahead.experiment_id
+        launcher.train(trial, iterations=3 if own else 1)
+        if own:
+            return "interrupted"
+        adopted = adopt_checkpoint(ahead.paths.checkpoint_dir(30), behind.checkpoints_dir)
+        data = {"step": 30, "from_experiment": ahead.experiment_id, "before": {}, "values": {}}
+        launcher.tell(trial, EventType.HYPERPARAMETERS_CHANGED, **data)
+        launcher.tell(trial, EventType.CHECKPOINT_SAVED, step=30, path=str(adopted.path))
+        return "interrupted"
+
+    run(config, ScriptedLauncher(play))
+    launcher = ScriptedLauncher()
+    run(config, launcher)
+    begun = [trial.restore_from and trial.restore_from.name for trial in launcher.begun]
+    assert begun == ["step-30", "step-30"]
+    steps = [
+        row["step"]
+        for row in read_rows(behind.paths.metrics_csv_path)
+        if row["type"] == "training_step"
+    ]
+    assert steps == [10, 40, 50]
+
+
+def test_a_score_that_is_enough_is_so_the_next_time(make: Make) -> None:
+    enough = RunOptions(progress="quiet", stop_score=0.0)
+
+    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
+        launcher.train(trial, iterations=1)
+        return "completed"
+
+    assert run(make(), ScriptedLauncher(play), None, enough).success
+    launcher = ScriptedLauncher()
+    result = run(make(), launcher, None, enough)
+    assert (result.success, result.error, states(result)) == (True, None, ["completed"] * 3)
+    assert launcher.begun == []
+
+
+def test_the_protocols_of_a_game_are_not_compared(make: Make, tmp_path: Path) -> None:
+    grid = {"game_id": ["PongNoFrameskip-v4", "ALE/Pong-v5"], "seed": [1, 2]}
+    result = run(make(grid=grid, base={"total_timesteps": 20}))
+    found = [(one.game, len(one.trials)) for one in result.combinations]
+    assert found == [("pong", 2), ("pong (v5)", 2)]
+    document = json.loads((tmp_path / "s" / "leaderboard.json").read_text())
+    assert [one["human_normalised"] for one in document["combinations"]] == [0.17, 0.17]
+
+
+class Outage:
+    """Storage in a folder that can be gone for a while."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._away = folder.with_name("away")
+
+    def begin(self) -> None:
+        os.rename(self.folder, self._away)
+        self.folder.write_text("in the way")
+
+    def end(self) -> None:
+        self.folder.unlink()
+        os.rename(self._away, self.folder)
+
+
+@pytest.fixture
+def outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outage:
+    monkeypatch.setenv("RETRO_ML_STAGING", str(tmp_path / "staging"))
+    monkeypatch.setattr("retro_ml.core.engine.sweep_storage.PATIENCE_S", 0.0)
+    monkeypatch.setattr("retro_ml.core.artifacts.mirror.GIVE_UP_S", 2.0)
+    return Outage(tmp_path / "storage")
+
+
+@pytest.mark.parametrize("state", ["completed", "stopped"])
+def test_storage_that_is_gone_stops_no_trial_and_gets_all_the_next_time(
+    make: Make, outage: Outage, state: str
+) -> None:
+    config = make(output_dir=f"file://{outage.folder}", scheduler="asha")
+
+    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
+        if len(launcher.begun) == 1:
+            outage.begin()
+        launcher.train(trial)
+        return state
+
+    first = run(config, ScriptedLauncher(play))
+    assert (states(first), first.exit_code) == ([state] * 3, 3)
+    assert first.storage is not None
+    assert not first.storage.complete
+
+    outage.end()
+    launcher = ScriptedLauncher()
+    second = run(config, launcher)
+    assert (second.exit_code, launcher.begun) == (0, [])
+    assert second.storage is not None
+    assert second.storage.complete
+    for trial in config.trials:
+        there = outage.folder / "s" / trial.experiment_id
+        assert (there / "metrics.csv").read_bytes() == (
+            trial.config.paths.metrics_csv_path.read_bytes()
+        )
+
+
+def test_a_trial_that_storage_alone_knows_waits_for_it(make: Make, outage: Outage) -> None:
+    """It has not failed: the next call goes on with it."""
+    config = make(output_dir=f"file://{outage.folder}")
+
+    def half(launcher: ScriptedLauncher, trial: Trial) -> str:
+        return launcher.train(trial, iterations=1)
+
+    run(config, ScriptedLauncher(half))
+
+    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
+        outage.begin()
+        return launcher.train(trial)
+
+    launcher = ScriptedLauncher(play)
+    result = run(config, launcher)
+    assert launcher.names == ["pong-ppo-s1"]
+    assert states(result) == ["completed", "interrupted", "interrupted"]
+    assert (result.state, result.exit_code) == ("interrupted", 3)
+    assert str(outage.folder) in str(result.error)
+
+    outage.end()
+    launcher = ScriptedLauncher()
+    assert run(config, launcher).exit_code == 0
+    assert launcher.names == ["pong-ppo-s2", "pong-ppo-s3"]
 
 
 def test_optuna_learns_from_the_trials_that_ended_also_after_a_restart(make: Make) -> None:
