@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from retro_ml.core.experiments.faults import as_line
+
 MAX_MEMBERS = 64
 MAX_MEMBER_BYTES = 512 * 1024**2
 MAX_ARCHIVE_BYTES = 2 * MAX_MEMBER_BYTES
@@ -97,7 +99,7 @@ def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
     """The member's content, its CRC checked. Raises ZipFault unless there is exactly one."""
     count = archive.namelist().count(name)
     if count != 1:
-        raise ZipFault(f"{count} members {name}, there must be one")
+        raise ZipFault(f"{count} members {as_line(name, longest=60)}, there must be one")
     with archive.open(name) as member:
         # One more than declared: reading to the end is what makes zipfile check the CRC.
         data = member.read(archive.getinfo(name).file_size + 1)

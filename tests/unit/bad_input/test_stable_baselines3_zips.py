@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -206,6 +207,7 @@ def test_what_is_refused_above_is_read_where_it_is_right() -> None:
 
     assert state["a"].tolist() == [[1.0, 2.0, 3.0]]
     assert read_state_dict(torch_zip(b"}.")) == {}
+    assert read_state_dict(torch_zip(PICKLES[0], data_0=values)).keys() == {"weight"}
 
 
 opcodes = st.sampled_from(
@@ -228,6 +230,48 @@ def test_any_opcodes(parts: list[bytes], bounded: Bounded) -> None:
             words = str(fault)
     assert "\n" not in words
     assert all(array.shape == (4,) and array.dtype == np.float32 for array in state.values())
+
+
+def pickle_of_torch() -> bytes:
+    file = io.BytesIO()
+    torch.save(torch.nn.Linear(2, 2, bias=False).state_dict(), file)
+    with zipfile.ZipFile(file) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("data.pkl")]
+        return archive.read(name)
+
+
+PICKLES = [pickle_of_torch(), write_pickle({"a": tensor(), "b": tensor()})]
+edits = st.tuples(
+    st.sampled_from(["set", "cut out", "repeat"]),
+    st.integers(0, 400),
+    st.sampled_from(b"(}])tRQbsuqhKJ.0\0\1\4\x85\x86\x87\x88\x7f\xff") | st.integers(0, 40),
+)
+
+
+@given(content=st.sampled_from(PICKLES), changes=st.lists(edits, min_size=1, max_size=4))
+def test_any_damage_of_the_pickle(
+    content: bytes, changes: list[tuple[str, int, int]], bounded: Bounded
+) -> None:
+    """The zip around it is right, so that nothing but its reader can find it."""
+    damaged = bytearray(content)
+    for kind, place, number in changes:
+        at = place % max(1, len(damaged))
+        match kind:
+            case "set":
+                damaged[at : at + 1] = bytes([number])
+            case "cut out":
+                del damaged[at : at + number]
+            case "repeat":
+                damaged[at:at] = damaged[at : at + number]
+    state: dict[str, Any] = {}
+    words = ""
+    with bounded():
+        try:
+            state = read_state_dict(torch_zip(bytes(damaged), data_0=b"\0" * 16))
+        except ZipFault as fault:
+            words = str(fault)
+    assert "\n" not in words
+    assert all(array.size <= 4 and array.dtype == np.float32 for array in state.values())
 
 
 def test_a_bomb_in_the_zip_in_the_zip_is_refused(saved: Path) -> None:
