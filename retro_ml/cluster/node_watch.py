@@ -15,6 +15,7 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
+from retro_ml.cluster.bus_bridge import experiment_id
 from retro_ml.cluster.connect import read_nodes
 from retro_ml.cluster.head_watch import HeadWatch
 from retro_ml.cluster.placement import Node, bundles_of, explain_lack, fits
@@ -47,18 +48,18 @@ class NodeWatch(Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Looks, if it is time and there is a trial that waits."""
-        waiting = [one for one in trials if one.status in (TuneTrial.PENDING, TuneTrial.PAUSED)]
-        due = time.monotonic() - self._looked_at_s >= LOOK_S
-        if not (waiting or self._stranded) or not due or self._head.away:
+        if time.monotonic() - self._looked_at_s < LOOK_S or self._head.away:
             return
         self._looked_at_s = time.monotonic()
-        nodes = self._read_nodes()
+        waiting = [one for one in trials if one.status in (TuneTrial.PENDING, TuneTrial.PAUSED)]
+        nodes = self._read_nodes() if waiting else ()
         lacks: dict[str, list[str]] = {}
         for trial in waiting:
             lack = _explain_lack(trial.config, nodes)
             if lack is not None:
-                lacks.setdefault(lack, []).append(trial.trial_id)
-        self._tell(lacks, unfinished={one.trial_id for one in trials if not one.is_finished()})
+                lacks.setdefault(lack, []).append(experiment_id(trial))
+        unfinished = {experiment_id(one) for one in trials if not one.is_finished()}
+        self._tell(lacks, unfinished=unfinished)
 
     def _tell(self, lacks: dict[str, list[str]], *, unfinished: set[str]) -> None:
         stranded = {name for names in lacks.values() for name in names}

@@ -98,6 +98,13 @@ def wait_for(folder: Path, kind: str, *, count: int = 1) -> list[dict[str, Any]]
     return events_of(folder, kind)
 
 
+def wait_for_line(folder: Path, text: str) -> None:
+    deadline_s = time.monotonic() + 120
+    while text not in (folder / "training.log").read_text():
+        assert time.monotonic() < deadline_s, f"no line with {text!r} in {folder}"
+        time.sleep(0.2)
+
+
 @pytest.mark.nightly
 def test_the_doctor_looks_from_inside(call: Command, tmp_path: Path) -> None:
     done = call("doctor", "--output-dir", str(tmp_path), "--no-use-gpu")
@@ -166,6 +173,27 @@ def test_a_sweep_survives_a_node_that_dies(
     again = call("submit", "--", *words)
     assert again.returncode == 0
     assert "is there already: succeeded" in again.stderr
+
+
+@pytest.mark.nightly
+def test_a_run_whose_only_node_died_says_so_and_goes_on_with_the_next(
+    nodes: LocalNodes, call: Command, tmp_path: Path
+) -> None:
+    size: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 100_000_000}
+    node = nodes._cluster.add_node(**size)
+    words = words_of(tmp_path, "stranded", "--set", "resources.num_cpus=2", agent_steps=20_000)
+    assert call("submit", "--no-wait", "--", *words).returncode == 0
+    folder = tmp_path / "stranded"
+    wait_for(folder, "checkpoint_saved")
+    nodes._cluster.remove_node(node, allow_graceful=False)
+    wait_for_line(folder, "no node has room for stranded, waiting for one: the run")
+    node = nodes._cluster.add_node(**size)
+    wait_for_line(folder, "a node has room again for stranded")
+    followed = call("submit", "--job-id", "stranded")
+    nodes._cluster.remove_node(node)
+    assert followed.returncode == 0, followed.stdout + followed.stderr
+    assert followed.stdout.count("warning: no node has room for stranded") == 1
+    assert followed.stdout.count("warning: a node has room again") == 1
 
 
 @pytest.mark.nightly

@@ -29,7 +29,7 @@ class Watched:
         resources = more.pop("resources", {})
         config = ExperimentConfig(game_id="pong", experiment_id=name, resources=resources)
         trial = SimpleNamespace(
-            trial_id=name,
+            trial_id=f"tune-{name}",
             status=status,
             config=trial_config(config, num_cpus=cpus, num_gpus=0.0, restore_from=None, **more),
         )
