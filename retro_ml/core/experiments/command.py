@@ -75,9 +75,12 @@ def describe_unknown(
 
 
 def print_answer(text: str) -> None:
-    """To stdout; a reader that has seen enough (`| head`) is no fault."""
+    """To stdout; a reader that has seen enough (`| head`) is no fault.
+
+    What cannot be encoded, as in the name of a file that is no UTF-8, is escaped.
+    """
     try:
-        print(text, flush=True)
+        print(text.encode(errors="backslashreplace").decode(), flush=True)
     except BrokenPipeError:
         # Python would complain once more when it closes stdout at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -175,7 +175,9 @@ def test_nobodys_text_is_markup(make_run: MakeRun) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_names_of_files_need_not_be_text(make_run: MakeRun, tmp_path: Path) -> None:
+def test_names_of_files_need_not_be_text(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     odd = os.fsdecode(b"caf\xe9")
     run = make_run("a", scores=[1, 5]).parent.rename(tmp_path / odd) / "a"
     (run / f"{odd}.txt").write_text("")
@@ -189,6 +191,11 @@ def test_names_of_files_need_not_be_text(make_run: MakeRun, tmp_path: Path) -> N
     links = [a["href"] or "" for a in page.all("a")]
     assert "../caf%E9/a/caf%E9.txt" in links
     assert page.text.count("caf?.mp4") == 1
+    assert command.main([str(run)]) == 0
+    assert (run / "report.html").exists()
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told.startswith("report: ")
+    told.encode()
 
 
 def test_escaping() -> None:
