@@ -14,6 +14,9 @@ import time
 import ray
 from ray._private import ray_constants, worker
 
+from retro_ml.cluster.connect import read_nodes
+from retro_ml.cluster.placement import Node
+
 INTERVAL_S = 1.0
 ATTACHED_GRACE_S = 45.0
 """How long a cluster's head may be away: it may come back, and Ray's own patience is 60 s."""
@@ -33,8 +36,7 @@ class HeadWatch:
 
     def __init__(self, *, embedded: bool) -> None:
         self.lost = False
-        self.away = False
-        """Whether the head did not answer when it was last tried: what is asked of it may hang."""
+        self._away = False
         self._look = self._look_at_daemons if embedded else self._knock_at_head
         host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
         self._address = host.strip("[]"), int(port)
@@ -50,6 +52,10 @@ class HeadWatch:
         self._ended.set()
         self._thread.join()
 
+    def read_nodes(self) -> tuple[Node, ...] | None:
+        """The nodes as they are now; None while the head does not answer: the question may hang."""
+        return None if self._away else read_nodes()
+
     def _watch(self) -> None:
         while not self.lost and not self._ended.wait(INTERVAL_S):
             self.lost = not self._look()
@@ -61,8 +67,8 @@ class HeadWatch:
         try:
             socket.create_connection(self._address, timeout=INTERVAL_S).close()
         except OSError:
-            self.away = True
+            self._away = True
             return time.monotonic() - self._seen_s < ATTACHED_GRACE_S
-        self.away = False
+        self._away = False
         self._seen_s = time.monotonic()
         return True

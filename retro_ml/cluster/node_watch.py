@@ -16,8 +16,6 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
 from retro_ml.cluster.bus_bridge import experiment_id
-from retro_ml.cluster.connect import read_nodes
-from retro_ml.cluster.head_watch import HeadWatch
 from retro_ml.cluster.placement import Node, bundles_of, explain_lack, fits
 from retro_ml.cluster.trial_actor import EXPERIMENT
 from retro_ml.core.experiments.sections import ResourcesConfig
@@ -34,25 +32,23 @@ class NodeWatch(Callback):
     """Warns once of trials that no node has room for, and says when one has again.
 
     Args:
-        head: of the cluster; it is not asked while it is away.
-        read_nodes: the nodes that there are now.
+        read_nodes: the nodes that there are now; None: nobody knows.
     """
 
-    def __init__(
-        self, head: HeadWatch, *, read_nodes: Callable[[], Sequence[Node]] = read_nodes
-    ) -> None:
-        self._head = head
+    def __init__(self, read_nodes: Callable[[], Sequence[Node] | None]) -> None:
         self._read_nodes = read_nodes
         self._looked_at_s = -math.inf
         self._stranded: set[str] = set()
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Looks, if it is time and there is a trial that waits."""
-        if time.monotonic() - self._looked_at_s < LOOK_S or self._head.away:
+        if time.monotonic() - self._looked_at_s < LOOK_S:
             return
         self._looked_at_s = time.monotonic()
         waiting = [one for one in trials if one.status in (TuneTrial.PENDING, TuneTrial.PAUSED)]
         nodes = self._read_nodes() if waiting else ()
+        if nodes is None:
+            return
         lacks: dict[str, list[str]] = {}
         for trial in waiting:
             lack = _explain_lack(trial.config, nodes)

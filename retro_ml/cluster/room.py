@@ -35,7 +35,7 @@ class Room:
         sweep: its trials, of which none may be too large.
         cluster: what there is.
         options: whether more nodes will come.
-        read_nodes: what there is later: nodes come and go.
+        read_nodes: what there is later: nodes come and go; None: nobody knows.
 
     Raises:
         LaunchError: a trial can never be placed.
@@ -47,7 +47,7 @@ class Room:
         cluster: Cluster,
         options: RunOptions | None = None,
         *,
-        read_nodes: Callable[[], tuple[Node, ...]] = read_nodes,
+        read_nodes: Callable[[], tuple[Node, ...] | None] = read_nodes,
     ) -> None:
         self._cluster = cluster
         self._options = options
@@ -72,7 +72,8 @@ class Room:
         if self.takes_turns:  # all of a population, in as many at once as there is room for
             return self._trials
         if not self._cluster.embedded and time.monotonic() - self._counted_at_s >= LOOK_S:
-            self._nodes = self._read_nodes()
+            nodes = self._read_nodes()
+            self._nodes = self._nodes if nodes is None else nodes
             self._fit, self._counted_at_s = self._count_begun(), time.monotonic()
         return self._fit
 

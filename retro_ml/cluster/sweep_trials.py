@@ -66,7 +66,7 @@ class TuneSweepLauncher(TuneLauncher):
             log_worker_output(cluster.logs_dir),
             HeadWatch(embedded=cluster.embedded) as head,
         ):
-            room = Room(sweep, cluster, options)
+            room = Room(sweep, cluster, options, read_nodes=head.read_nodes)
             configs = [planned.config for planned in sweep.trials]
             prove_nodes(configs, embedded=cluster.embedded)
             hours = min(sweep.max_hours or math.inf, options.max_hours or math.inf)
@@ -94,7 +94,7 @@ class TuneSweepLauncher(TuneLauncher):
                         [experiment],
                         search_alg=feed,
                         scheduler=scheduler,
-                        callbacks=[BusBridge(publish), *trackers, ends, NodeWatch(head)],
+                        callbacks=[BusBridge(publish), *trackers, ends, NodeWatch(head.read_nodes)],
                         raise_on_failed_trial=False,
                         verbose=0,
                     )

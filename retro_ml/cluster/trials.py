@@ -82,7 +82,7 @@ class TuneLauncher:
             try:
                 analysis = tune.run(
                     experiments,
-                    callbacks=[BusBridge(publish), *trackers, NodeWatch(head)],
+                    callbacks=[BusBridge(publish), *trackers, NodeWatch(head.read_nodes)],
                     raise_on_failed_trial=False,
                     verbose=0,
                 )

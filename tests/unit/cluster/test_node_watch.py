@@ -19,11 +19,10 @@ class Watched:
     """Trials, nodes, and a watch that looks at them."""
 
     def __init__(self) -> None:
-        self.nodes: list[Node] = [HEAD, SMALL, LARGE]
+        self.nodes: list[Node] | None = [HEAD, SMALL, LARGE]
         self.looks = 0
-        self.head: Any = SimpleNamespace(away=False)
         self.trials: list[Any] = []
-        self.watch = NodeWatch(self.head, read_nodes=self._read)
+        self.watch = NodeWatch(self._read)
 
     def add(self, name: str, status: str = "PENDING", *, cpus: int = 4, **more: Any) -> Any:
         resources = more.pop("resources", {})
@@ -40,7 +39,7 @@ class Watched:
     def look(self) -> None:
         self.watch.on_step_begin(0, self.trials)
 
-    def _read(self) -> list[Node]:
+    def _read(self) -> list[Node] | None:
         self.looks += 1
         return self.nodes
 
@@ -108,8 +107,10 @@ def test_memory_and_nodes_that_are_spared_count(
     assert "2 env runners are to be on nodes without GPUs, which have 0 CPUs" in caplog.messages[1]
 
 
-def test_a_head_that_is_away_is_not_asked(watched: Watched) -> None:
+def test_nothing_is_said_where_nobody_knows_the_nodes(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
     watched.add("one")
-    watched.head.away = True
+    watched.nodes = None
     watched.look()
-    assert watched.looks == 0
+    assert (watched.looks, caplog.messages) == (1, [])

@@ -79,7 +79,7 @@ def test_a_trial_that_can_never_be_placed_is_said_at_once() -> None:
 
 def test_trials_follow_the_nodes_that_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rooms, "LOOK_S", 0.0)
-    nodes = (Node(cpus=2.0),)
+    nodes: Any = (Node(cpus=2.0),)
     base = {"game_id": "pong", "resources": {"num_cpus": 1}}
     sweep = SweepConfig(base=base, grid={"seed": [*range(20)]})
     cluster = Cluster(cpus=2, gpus=0.0, nodes=nodes)
@@ -92,6 +92,9 @@ def test_trials_follow_the_nodes_that_come_and_go(monkeypatch: pytest.MonkeyPatc
     assert (follows.most_begun, waits.most_begun) == (1, 1)
     nodes = (Node(cpus=64.0),)
     assert (follows.most_begun, waits.most_begun) == (20, 20)
+    known, nodes = nodes, None  # while the head is away
+    assert (follows.most_begun, waits.most_begun) == (20, 20)
+    nodes = known
     fixed = Room(sweep.model_copy(update={"max_concurrent": 3}), cluster, read_nodes=lambda: nodes)
     assert fixed.most_begun == 3
 
