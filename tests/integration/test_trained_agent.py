@@ -8,6 +8,7 @@ archive is written anew from them, as every run writes it.
 """
 
 import re
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,23 @@ def test_the_lines_to_use_an_agent_play_a_game(
 
     assert names["observation"].shape == (4, 84, 84)
     assert 0 <= names["action"] < 4
+
+
+@pytest.mark.parametrize(
+    "words", ['PPO.load("model.zip")\nobservation', "load_model(", "InferenceSession("]
+)
+def test_the_lines_for_other_libraries_run(
+    words: str, model: Path, agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "docs" / "model-archive.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (lines,) = [block for block in blocks if words in block]
+    shutil.copy(model, tmp_path)
+    if "model.onnx" in lines:
+        export_agent(agent, to="onnx", output=tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+
+    exec(compile(lines, "model-archive.md", "exec"), {})
 
 
 def test_a_head_of_another_game_is_refused_before_it_plays(
