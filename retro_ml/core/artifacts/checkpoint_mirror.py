@@ -81,16 +81,15 @@ class CheckpointMirror(Mirror):
         if self._manifests is None:
             self._check_claim()
             self._manifests = self._read_manifests()
-        tried: set[str] = set()
+        tried: set[tuple[CheckpointFolder, str]] = set()
         while True:
             # After each one anew: training may have saved a newer one, and removed others.
-            unsent = [one for one in self._find_unsent(self._manifests) if one[1] not in tried]
+            unsent = [one for one in self._find_unsent(self._manifests) if one not in tried]
             if not unsent:
                 break
-            folder, digest = unsent[-1]
-            tried.add(digest)
+            tried.add(unsent[-1])
             self._check_claim()
-            self._send_one(folder, self._manifests)
+            self._send_one(unsent[-1][0], self._manifests)
         if tried:
             self._prune(self._manifests)
 

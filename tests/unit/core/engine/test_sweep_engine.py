@@ -529,7 +529,7 @@ class Outage:
 def outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outage:
     monkeypatch.setenv("RETRO_ML_STAGING", str(tmp_path / "staging"))
     monkeypatch.setattr("retro_ml.core.engine.sweep_storage.PATIENCE_S", 0.0)
-    monkeypatch.setattr("retro_ml.core.artifacts.mirror.GIVE_UP_S", 5.0)
+    monkeypatch.setattr("retro_ml.core.artifacts.mirror.GIVE_UP_S", 3.0)
     monkeypatch.setattr("retro_ml.core.artifacts.mirror.FIRST_PAUSE_S", 0.2)
     return Outage(tmp_path / "storage")
 
