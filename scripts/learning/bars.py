@@ -132,7 +132,11 @@ def _answer_time(bar: Bar, entry: Entry, other: Entry, records: Records) -> Answ
     theirs, timed_theirs = times_s(records[other.key], score)
     met = None
     both = records[entry.key] and records[other.key]
-    found = "not reached by timed runs of both" if both else ""
+    found = ""
+    if both:
+        counts = ((entry, timed), (other, timed_theirs))
+        untimed = [_name(one) for one, count in counts if not count]
+        found = f"no timed run of {' or '.join(untimed)}" if untimed else "not reached by both"
     if ours and theirs:
         middle, middle_theirs = statistics.median(ours), statistics.median(theirs)
         ratio = middle / middle_theirs
