@@ -84,7 +84,7 @@ def evaluate_model(
         model: a model.zip.
         episodes: games to play.
         protocol: `machado` or `noop`; by default what the model's game id means.
-        seed: of all randomness; training's seeds are others, whatever the number.
+        seed: of all randomness; training draws its own from other keys (`episodes`).
         deterministic: no action is drawn.
         num_games: games at a time.
         on_step: called after every agent step of the games at hand.
