@@ -28,9 +28,9 @@ from retro_ml.evaluation.video_file import FRAMES_PER_S, NoVideo, require_video,
 
 LONGEST_FRAMES = 20 * FRAMES_PER_S
 """Of a milestone's film: the first 20 s of one game (this project's choice)."""
-SHARE = 0.05
-"""Of one CPU's time, while training goes on (this project's choice: without a limit filming made
-training on two cores 12 % slower, docs/films.md)."""
+SHARE = 0.02
+"""Of one CPU's time, while training goes on (this project's choice: on two cores each second of
+filming took 0.6 seconds from training, 0.8 at most, docs/films.md)."""
 _CANNOT = 3
 _LONGEST = 500  # characters of a warning
 
