@@ -61,7 +61,7 @@ def _driver_table(measured: Measured) -> str:
     """What the driver took, in quarters of the trials."""
     samples = measured.samples
     total = samples[-1].events
-    edges = [measured.attached]
+    edges = [measured.before]
     for quarter in range(1, 5):
         edges.append(next(s for s in samples if s.events >= total * quarter // 4))
     lines = [
@@ -72,15 +72,14 @@ def _driver_table(measured: Measured) -> str:
         "| Open files |",
         "| --- | --- | --- | --- | --- |",
     ]
-    lines.append(_line("before the first writer", measured.before_attach))
-    lines.append(_line("all writers attached", measured.attached))
+    lines.append(_line("before the first trial", measured.before))
     for before, after in itertools.pairwise(edges):
         events, seconds = after.events - before.events, after.elapsed_s - before.elapsed_s
         cpu_ms = 1_000 * (after.cpu_s - before.cpu_s) / max(events, 1)
         lines.append(_line(f"{after.events:,}", after, f"{events / seconds:,.0f}", f"{cpu_ms:.2f}"))
-    first, last = measured.attached, samples[-1]
+    first, last = measured.before, samples[-1]
     cpu_ms = 1_000 * (last.cpu_s - first.cpu_s) / measured.trials
-    memory = max(sample.memory_bytes for sample in samples) - measured.before_attach.memory_bytes
+    memory = max(sample.memory_bytes for sample in samples) - first.memory_bytes
     lines += [
         "",
         f"For each trial: {cpu_ms:.0f} ms of the driver's CPU, {memory / measured.trials / 1e3:.0f}"

@@ -1,20 +1,24 @@
 """A trial that emits what a real one emits, and computes nothing.
 
 Its iterations are PPO's on Breakout: 1,024 agent steps, one training_step row, eight finished games
-(measured: 5 to 9 early in training), a checkpoint's pointer every 50,000 agent steps.
+(measured: 5 to 9 early in training). It ends with a checkpoint, of a tiny network.
 """
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ray.tune import Trainable
+import numpy as np
+from pyarrow.fs import LocalFileSystem
+from ray.train._internal.checkpoint_manager import _TrainingResult
+from ray.tune import Checkpoint, Trainable
+from safetensors.numpy import save_file
 
 from retro_ml.cluster.trial_actor import TrialActor
-from retro_ml.rllib.names import AGENT_STEPS, POINTER_FILE, RECORDS, SCORE
+from retro_ml.core.artifacts.checkpoint_files import save_checkpoint_folder
+from retro_ml.rllib.names import AGENT_STEPS, RECORDS, SCORE
 
 ITERATION_AGENT_STEPS = 1_024
 GAMES = 8
@@ -76,6 +80,7 @@ class EmittingTrial(Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Begins at agent step 0."""
         self._emitter = Emitter()
+        self._checkpoints_dir = Path(config["checkpoints_dir"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Another trial in the same process: starting one takes the machine a second."""
@@ -87,10 +92,17 @@ class EmittingTrial(Trainable):
         records, score = self._emitter.emit()
         return {RECORDS: records, AGENT_STEPS: self._emitter.agent_steps, SCORE: score}
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """The note that points to a run's own checkpoint, which is not there."""
-        pointer = {"path": "checkpoints/none", "agent_steps": self._emitter.agent_steps}
-        (Path(checkpoint_dir) / POINTER_FILE).write_text(json.dumps(pointer), encoding="utf-8")
+    def save(self, checkpoint_dir: str | None = None) -> _TrainingResult:
+        """As `TrialActor` does, for the driver to make a model.zip of."""
+        folder = self._checkpoints_dir / f"step-{self._emitter.agent_steps}"
+        save_checkpoint_folder(folder, _write_module, facts={"action_meanings": ["NOOP"]})
+        checkpoint = Checkpoint(str(folder), filesystem=LocalFileSystem())
+        return _TrainingResult(checkpoint, dict(self._last_result or {}))
+
+
+def _write_module(folder: Path) -> list[Path]:
+    save_file({"w": np.ones(2, np.float32)}, folder / "module.safetensors")
+    return []
 
 
 def _record(kind: str, data: dict[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.sweep_config import SweepConfig
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent
 from retro_ml.evaluation.human_scores import human_normalise
-from scaling.emitting_trial import ITERATION_AGENT_STEPS, Emitter
-from scaling.trials import Sample, Watch
+from scaling.emitting_trial import Emitter
+from scaling.trials import Sample, Watch, build_sweep
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,9 @@ def measure_engine(folder: Path, *, count: int, iterations: int) -> Stages:
     """Begins so many trials, lets them tell of their iterations in turn, ends them."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # Ray does so where it is used
-    sweep = SweepConfig(
-        name="sweep",
-        output_dir=str(folder),
-        base={
-            "game_id": "breakout",
-            "total_timesteps": iterations * ITERATION_AGENT_STEPS,
-            "use_gpu": False,
-        },
-        grid={"seed": list(range(count))},
-    )
     rounds = _Rounds(iterations)
     result = SweepEngine(
-        sweep,
+        build_sweep("engine", folder, count=count, iterations=iterations),
         launcher=rounds,
         normalise=human_normalise,
         options=RunOptions(progress="quiet"),

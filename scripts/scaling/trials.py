@@ -1,8 +1,8 @@
-"""Many trials through the real path: Ray Tune, BusBridge, MetricEventBus, every run's writers.
+"""A sweep of many trials on its real path: engine, Ray Tune, BusBridge, bus, every run's writers.
 
-What is not real: the trial computes nothing, CPUs are logical, and a trial's process is used for
-the next one (`reuse_actors`), because starting a process takes two cores longer than the trial. All
-runs' writers are attached from the beginning, as if all trials were alive at once.
+What is not real: the trial computes nothing and its network is tiny, CPUs are logical, and a
+trial's process is used for the next one (`reuse_actors`), because starting a process takes two
+cores longer than the trial.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from unittest import mock
 
 from ray import tune
 
-from retro_ml.cluster import embedded, trials
-from retro_ml.core.artifacts.run_writer import RunWriter
-from retro_ml.core.artifacts.writers import LogWriter, MetricsWriter, StatusWriter
-from retro_ml.core.engine.launcher import Trial
-from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.cluster import embedded, sweep_trials
+from retro_ml.core.engine.sweep_engine import SweepEngine
 from retro_ml.core.experiments.options import RunOptions
+from retro_ml.core.experiments.sweep_config import SweepConfig
 from retro_ml.core.metrics.event_bus import MetricEvent, MetricEventBus
+from retro_ml.evaluation.human_scores import human_normalise
 from scaling.emitting_trial import ITERATION_AGENT_STEPS, EmittingTrial
 
 SAMPLE_S = 1.0
@@ -56,62 +55,49 @@ class Measured:
     at_once: int
     iterations: int
     wall_s: float
-    before_attach: Sample
-    attached: Sample
+    before: Sample
     samples: list[Sample]
     failed: int
 
 
+def build_sweep(name: str, folder: Path, *, count: int, iterations: int) -> SweepConfig:
+    """So many seeds of PPO on Breakout."""
+    return SweepConfig(
+        name=name,
+        output_dir=str(folder),
+        base={
+            "game_id": "breakout",
+            "total_timesteps": iterations * ITERATION_AGENT_STEPS,
+            "use_gpu": False,
+            "resources": {"num_cpus": 1},
+        },
+        grid={"seed": list(range(count))},
+    )
+
+
 def measure_trials(folder: Path, *, count: int, at_once: int, iterations: int) -> Measured:
     """Runs them all, and looks at this process every second."""
-    configs = [
-        ExperimentConfig(
-            game_id="BreakoutNoFrameskip-v4",
-            seed=number,
-            total_timesteps=iterations * ITERATION_AGENT_STEPS,
-            output_dir=str(folder),
-            experiment_id=f"trial-{number}",
-            use_gpu=False,
-            resources={"num_cpus": 1},
-        )
-        for number in range(count)
-    ]
-    bus = MetricEventBus()
     watch = Watch()
+    bus = MetricEventBus()
+    bus.subscribe(None, watch.count)
+    engine = SweepEngine(
+        build_sweep("trials", folder, count=count, iterations=iterations),
+        bus,
+        launcher=sweep_trials.TuneSweepLauncher(),
+        normalise=human_normalise,
+        options=RunOptions(progress="quiet"),
+    )
     before = watch.look()
-    # model.zip is made of a checkpoint, of which there is none here.
-    writers: list[RunWriter] = [
-        kind(config).attach(bus)
-        for config in configs
-        for kind in (MetricsWriter, LogWriter, StatusWriter)
-    ]
-    attached = watch.look()
-
-    def publish(event: MetricEvent) -> None:
-        watch.events += 1
-        bus.emit(event)
-
-    launcher = trials.TuneLauncher()
-    began_s = time.monotonic()
     with _logical(at_once), watch:
-        ends = launcher.launch(
-            [Trial(config) for config in configs], publish, RunOptions(progress="quiet")
-        )
-    wall_s = time.monotonic() - began_s
-    errors = [writer.error for writer in writers if writer.error is not None]
-    for writer in writers:
-        writer.close()
-    if errors:
-        raise SystemExit(f"a writer failed: {errors[0]}")
+        result = engine.run()
     return Measured(
         trials=count,
         at_once=at_once,
         iterations=iterations,
-        wall_s=wall_s,
-        before_attach=before,
-        attached=attached,
+        wall_s=result.took_s,
+        before=before,
         samples=watch.samples,
-        failed=sum(end.state != "completed" for end in ends),
+        failed=sum(one.state != "completed" for one in result.standings),
     )
 
 
@@ -121,8 +107,8 @@ def _logical(at_once: int) -> Iterator[None]:
     run = functools.partial(tune.run, reuse_actors=True)
     with (
         mock.patch.object(embedded, "count_cpus", return_value=at_once),
-        mock.patch.object(trials, "TrialActor", EmittingTrial),
-        mock.patch.object(trials, "tune", SimpleNamespace(run=run)),
+        mock.patch.object(sweep_trials, "TrialActor", EmittingTrial),
+        mock.patch.object(sweep_trials, "tune", SimpleNamespace(run=run)),
     ):
         yield
 
@@ -145,6 +131,10 @@ class Watch:
         self._ended.set()
         self._thread.join()
         self.samples.append(self.look())
+
+    def count(self, event: MetricEvent) -> None:
+        """One more event."""
+        self.events += 1
 
     def look(self) -> Sample:
         """Now."""
