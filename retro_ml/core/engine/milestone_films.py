@@ -36,6 +36,9 @@ WORKER = "retro_ml.evaluation.film_worker"
 """The module that films. It needs PyTorch, so that this room knows no more of it than its name."""
 JOIN, ENOUGH = "join", "enough"
 """Orders beside the steps to film: put all films together and end; leave out what is not filmed."""
+START_AFTER_S = 250.0
+"""Of training, before the process starts (this project's choice): its start takes 5 s of CPU time
+at once, a fiftieth of that. What is to be filmed waits until then."""
 LONGEST_WAIT_S = 300.0
 """For the films that are not ready when the run is (this project's choice)."""
 _NEEDED = ("av", "PIL")  # what the extra [video] brings
@@ -82,10 +85,13 @@ class _OrderedFilms(MilestoneFilms):
         self._every = every
         self._notice = notice
         self._worker: _Worker | None = None
+        self._ordered: set[int] = set()
+        self._began_s = 0.0
         self._given_up = False
 
     @contextmanager
     def attached(self, bus: MetricEventBus) -> Iterator[None]:
+        self._began_s = time.monotonic()
         bus.subscribe(None, self)
         try:
             yield
@@ -95,15 +101,14 @@ class _OrderedFilms(MilestoneFilms):
                 self._worker.end()
 
     def __call__(self, event: MetricEvent) -> None:
-        """Orders a film where a checkpoint is the first at its milestone."""
+        """Keeps the weights of the first checkpoint at a milestone, and has them filmed."""
         if event.experiment_id != self._config.experiment_id or self._given_up:
             return
         try:
-            if event.event_type is EventType.RUN_STARTED and self._worker is None:
-                for agent_steps in _numbers(self._paths.videos_dir, _WEIGHTS):
-                    self._order(str(agent_steps))
-            elif event.event_type is EventType.CHECKPOINT_SAVED:
+            if event.event_type is EventType.CHECKPOINT_SAVED:
                 self._consider(event.data["step"], Path(event.data["path"]))
+                if time.monotonic() - self._began_s >= START_AFTER_S:
+                    self._order_kept()
         except OSError as error:
             self._give_up(f"{error.strerror or error}: {error.filename or self._paths.videos_dir}")
 
@@ -111,6 +116,7 @@ class _OrderedFilms(MilestoneFilms):
         if self._given_up or not _numbers(self._paths.videos_dir, _FILM, _WEIGHTS):
             return
         try:
+            self._order_kept()
             self._order(JOIN)
             self._wait(stopped)
         except OSError as error:
@@ -133,7 +139,6 @@ class _OrderedFilms(MilestoneFilms):
         self._paths.videos_dir.mkdir(exist_ok=True)
         kept = self._paths.milestone_weights_path(agent_steps)
         _keep(checkpoint / _MODULE, kept)
-        self._order(str(agent_steps))
 
     def _milestone(self, agent_steps: int) -> float:
         """The last milestone passed, 0 before the first; the end of the run is one of its own.
@@ -148,6 +153,13 @@ class _OrderedFilms(MilestoneFilms):
         film_agent_steps = self._every * config.total_timesteps
         last = math.ceil(1 / self._every - 1e-9) - 1
         return min(int((agent_steps + half_agent_steps) / film_agent_steps + 1e-9), last)
+
+    def _order_kept(self) -> None:
+        """What waits to be filmed, an earlier attempt's included."""
+        for agent_steps in _numbers(self._paths.videos_dir, _WEIGHTS):
+            if agent_steps not in self._ordered:
+                self._ordered.add(agent_steps)
+                self._order(str(agent_steps))
 
     def _order(self, words: str) -> None:
         if self._worker is None:

@@ -57,6 +57,7 @@ def use_stand_in(
     (folder / "film_stand_in.py").write_text(STAND_IN.format(films=films, dies=dies))
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.setattr(milestone_films, "WORKER", "film_stand_in")
+    monkeypatch.setattr(milestone_films, "START_AFTER_S", 0.0)
 
 
 def build_config(tmp_path: Path, *, every: float | None = 0.25) -> ExperimentConfig:
@@ -106,6 +107,27 @@ def test_the_checkpoint_nearest_to_each_milestone_is_filmed(tmp_path: Path) -> N
     assert orders(config) == ["260", "491", "760", "1010", "join"]
     assert config.paths.learning_film_path.exists()
     assert notices[-1].startswith("film: ")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_process_starts_when_training_has_lasted_or_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its start is a burst of CPU time, which a short run would notice."""
+    use_stand_in(tmp_path, monkeypatch)
+    monkeypatch.setattr(milestone_films, "START_AFTER_S", 3600.0)
+    config = build_config(tmp_path)
+
+    train(config, 260, 510, finish=False)
+
+    assert {path.name for path in config.paths.videos_dir.iterdir()} == {
+        ".step-260.safetensors",
+        ".step-510.safetensors",
+    }
+
+    train(config, 760)
+
+    assert orders(config) == ["260", "510", "760", "join"]
 
 
 @pytest.mark.usefixtures("stand_in")
