@@ -43,7 +43,9 @@ def scores_table(groups: Sequence[Group]) -> Table:
             TableColumn("IQM", "iqm", one_digit),
             TableColumn("its 95 % interval", "iqm", interval_one_digit, in_page=False),
             TableColumn("mean, human = 1", "human_normalised", two_digits),
-            TableColumn("its 95 % interval", "human_normalised", interval_two_digits),
+            TableColumn(
+                "its 95 % interval", "human_normalised", interval_two_digits, in_page=False
+            ),
             TableColumn("IQM, human = 1", "human_normalised_iqm", two_digits),
             TableColumn("its 95 % interval", "human_normalised_iqm", interval_two_digits),
             TableColumn("score over", "score_over", number=False),
