@@ -14,22 +14,15 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
-from typing import Any
 
 from retro_ml.core.artifacts.leaderboard import Normalise
 from retro_ml.core.artifacts.metrics_file import read_rows
 from retro_ml.core.artifacts.storage import ArtifactError
+from retro_ml.core.engine.chosen_values import ChosenValues
 from retro_ml.core.engine.launcher import LaunchError, SweepLauncher, Trial, TrialEnd
 from retro_ml.core.engine.resume_point import is_finished
 from retro_ml.core.engine.run_faults import BadRunFolder, BadStorage
-from retro_ml.core.engine.run_folder import (
-    OpenRun,
-    ReadInitial,
-    load_config,
-    open_run,
-    parse_config,
-)
+from retro_ml.core.engine.run_folder import OpenRun, ReadInitial, open_run
 from retro_ml.core.engine.run_log import RunLog, TrialLogs
 from retro_ml.core.engine.run_session import RunSession
 from retro_ml.core.engine.stop_signals import StopSignals
@@ -42,7 +35,7 @@ from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.search import NoFittingValues, OptunaSearch
 from retro_ml.core.experiments.sweep_config import SweepConfig
-from retro_ml.core.experiments.sweep_trials import PlannedTrial, apply_values, read_value
+from retro_ml.core.experiments.sweep_trials import PlannedTrial, apply_values
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventBus
 
 logger = logging.getLogger("retro_ml.sweep")
@@ -80,7 +73,7 @@ class SweepEngine:
         self._stop = StopSignals(on_first=self._ask_to_stop, before_exit=lambda: None)
         self._stopping = False
         self._storage = SweepStorage(config)
-        self._stored_configs: Mapping[str, bytes] = {}
+        self._chosen = ChosenValues(config, {})
         self._left: BadStorage | None = None
         self.ended_before: list[str] = []
 
@@ -95,7 +88,7 @@ class SweepEngine:
         self._progress = build_sweep_progress(self._board, self._options, sys.stderr)
         opened = open_sweep(self._config, self._options, notice=self._progress.notice)
         try:
-            self._stored_configs = opened.stored_configs
+            self._chosen = ChosenValues(self._config, opened.stored_configs)
             self._read_past()
             self._storage.start()
             with (
@@ -289,32 +282,15 @@ class SweepEngine:
 
     def _with_values(self, planned: PlannedTrial) -> PlannedTrial:
         """The trial with the values it has been given: by a search, or by PBT before this call."""
-        if not self._paths_of_chosen(planned):
+        if not self._chosen.paths(planned):
             return planned
-        values = self._read_chosen(planned)
+        values = self._chosen.read(planned)
         if values is not None:
             planned = planned.choose(values)
         elif planned.open:
             planned = self._search.choose(planned)
         self._board[planned.experiment_id].values = planned.values
         return planned
-
-    def _paths_of_chosen(self, planned: PlannedTrial) -> list[str]:
-        """The fields whose values the trial's own config.json tells, and not the sweep."""
-        if self._config.scheduler == "pbt":
-            return [path for path in self._config.distributions if path in planned.values]
-        return list(planned.open)
-
-    def _read_chosen(self, planned: PlannedTrial) -> dict[str, Any] | None:
-        """Their values by path; None where the trial has not begun. Raises: BadRunFolder."""
-        stored = self._stored_configs.get(planned.experiment_id)
-        if planned.config.paths.config_path.exists():
-            config = load_config(planned.config)
-        elif stored is not None:
-            config = parse_config(stored, planned.config)
-        else:
-            return None
-        return {path: read_value(config, path) for path in self._paths_of_chosen(planned)}
 
     def _read_past(self) -> None:
         """What earlier calls left: every trial's standing, and for a search what it led to."""
@@ -327,10 +303,10 @@ class SweepEngine:
             over = standing.state in {"completed", "stopped"}
             if over:
                 self.ended_before.append(planned.experiment_id)
-            if not self._paths_of_chosen(planned):
+            if not self._chosen.paths(planned):
                 continue
             try:
-                values = self._read_chosen(planned)
+                values = self._chosen.read(planned)
                 if values is not None and planned.open:
                     self._search.remember(planned, values, standing.score, over=over)
             except ValueError as error:  # told when the trial is to begin
