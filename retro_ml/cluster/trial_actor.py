@@ -16,6 +16,7 @@ from typing import Any
 from pyarrow.fs import LocalFileSystem
 from ray.train._internal.checkpoint_manager import _TrainingResult
 from ray.tune import Checkpoint, PlacementGroupFactory, Trainable
+from ray.tune.result import SHOULD_CHECKPOINT
 
 from retro_ml.cluster.placement import trial_bundles
 from retro_ml.cluster.trial_checkpoints import TrialCheckpoints
@@ -101,7 +102,8 @@ class TrialActor(Trainable):
     def step(self) -> dict[str, Any]:
         """One iteration. The driver gets what it uses of RLlib's result, which is a large one."""
         result = self._algorithm.train()
-        return {name: result[name] for name in (RECORDS, AGENT_STEPS, SCORE)}
+        used = (RECORDS, AGENT_STEPS, SCORE, SHOULD_CHECKPOINT)
+        return {name: result[name] for name in used if name in result}
 
     def save(self, checkpoint_dir: str | None = None) -> _TrainingResult:
         """Saves the trial and tells Tune where.

@@ -14,6 +14,7 @@ from typing import Any
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import LEARNER_RESULTS
+from ray.tune.result import SHOULD_CHECKPOINT
 
 from retro_ml.rllib.evaluation import evaluate_trial, is_due
 from retro_ml.rllib.names import AGENT_STEPS, RECORDS, SCORE
@@ -64,8 +65,13 @@ class RecordCallback(RLlibCallback):
             "time_total_s": progress.time_total_s,
         }
         records.append(_record("training_step", row))
+        progress.evaluation = None
         if is_due(algorithm):
-            records.append(_record("evaluation_finished", evaluate_trial(algorithm)))
+            evaluation = evaluate_trial(algorithm)
+            progress.evaluation = evaluation["reward"]
+            records.append(_record("evaluation_finished", evaluation))
+            # What was evaluated is kept, so that the best can be.
+            result[SHOULD_CHECKPOINT] = True
             self._started_at = time.perf_counter()
         algorithm.agent_steps_before = progress.agent_steps
         result[RECORDS] = records

@@ -54,6 +54,7 @@ def save_checkpoint(algorithm: AtariAlgorithm, folder: Path) -> None:
         "algorithm": algorithm.experiment.algorithm,
         "agent_steps": steps,
         "score": algorithm.progress.score,
+        "evaluation": algorithm.progress.evaluation,
         "action_meanings": list(algorithm.action_meanings),
     }
     shared: dict[Path, dict[str, Any]] = {}

@@ -22,6 +22,8 @@ class Progress:
     frames: int = 0
     games: int = 0
     time_total_s: float = 0.0
+    evaluation: float | None = None
+    """Mean score of the evaluation that followed the last iteration; None where none did."""
     scores: deque[float] = field(default_factory=lambda: deque(maxlen=SCORE_WINDOW))
     finished: list[dict[str, float]] = field(default_factory=list)
     """Rows of the games that ended since the last result; handed on with the next one."""
@@ -59,6 +61,7 @@ class Progress:
             "frames": self.frames,
             "games": self.games,
             "time_total_s": self.time_total_s,
+            "evaluation": self.evaluation,
             "scores": list(self.scores),
         }
 

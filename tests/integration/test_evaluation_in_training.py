@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from retro_ml import EventType, ExperimentConfig, MetricEventBus, run_experiment
+from retro_ml import (
+    Agent,
+    EventType,
+    ExperimentConfig,
+    MetricEventBus,
+    evaluate_model,
+    run_experiment,
+)
+from retro_ml.core.artifacts.checkpoint_files import find_checkpoints, load_manifest
 from retro_ml.core.experiments.options import RunOptions
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_ray")]
@@ -37,3 +45,13 @@ def test_training_is_the_same_with_evaluations_in_between(
     (event,) = bus.history(EventType.EVALUATION_FINISHED)
     assert event.data["protocol"] == "machado"
     assert event.data["reward"] == row["reward"] == sum(event.data["scores"]) / 2
+
+    manifests = {
+        f.agent_steps: load_manifest(f.path) for f in find_checkpoints(config.checkpoints_dir)
+    }
+    assert manifests[2080]["evaluation"] == row["reward"]
+    assert manifests[max(manifests)]["evaluation"] is None
+    best = config.paths.best_model_path
+    assert Agent.load(best).metadata["agent_steps"] == 2080
+    again = evaluate_model(best, episodes=2, seed=config.seed, protocol="machado")
+    assert [episode.score for episode in again.episodes] == event.data["scores"]

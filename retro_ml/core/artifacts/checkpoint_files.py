@@ -28,6 +28,8 @@ from retro_ml.core.experiments.faults import as_line
 MANIFEST_NAME = "manifest.json"
 ADOPTED = "adopted"
 """In a manifest: true where the checkpoint is another run's, so its rows are not in metrics.csv."""
+RANKS = ("evaluation", "score")
+"""In a manifest, means of scores or null: in an evaluation of just this agent, in training."""
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 64 * 1024**2  # a segment of the replay takes 150, each checkpoint adds one
 _STEP_NAME = re.compile(r"step-(\d+)")
@@ -158,8 +160,9 @@ def read_manifest(content: bytes, path: Path | str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: {MANIFEST_NAME} cannot be read: {error}") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise CheckpointError(f"{path}: {MANIFEST_NAME} is not a checkpoint's manifest")
-    if not _is_score(manifest.get("score")):
-        raise CheckpointError(f"{path}: the score in {MANIFEST_NAME} is no number")
+    for fact in RANKS:
+        if not _is_score(manifest.get(fact)):
+            raise CheckpointError(f"{path}: the {fact} in {MANIFEST_NAME} is no number")
     if manifest.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: written in format {manifest.get('format_version')}; "
@@ -279,7 +282,7 @@ def adopt_checkpoint(source: Path, root: Path) -> CheckpointFolder:
 def prune_checkpoints(root: Path, *, keep: int) -> None:
     """Removes all but the newest `keep` and the best, then the files that none of those names.
 
-    The best has the highest `score` in its manifest, the newest of them where several have. The
+    The best is the one of `choose_kept`. The
     remains of a save that was killed, and checkpoints that were set aside, go too; so no other save
     may be under way.
     """
@@ -316,11 +319,17 @@ def prune_checkpoints(root: Path, *, keep: int) -> None:
 
 
 def choose_kept(manifests: Mapping[int, dict[str, Any]], *, keep: int) -> set[int]:
-    """Agent steps of the newest `keep` and of the best, newest of equals, by agent steps."""
+    """Agent steps of the newest `keep` and of the best, by agent steps.
+
+    The best has the highest mean score in an evaluation; where none was evaluated, the highest
+    score in training. Of equals it is the newest.
+    """
     kept = set(sorted(manifests)[-keep:])
-    scored = [steps for steps in manifests if manifests[steps].get("score") is not None]
-    if scored:
-        kept.add(max(scored, key=lambda steps: (manifests[steps]["score"], steps)))
+    for fact in RANKS:
+        ranked = [steps for steps in manifests if manifests[steps].get(fact) is not None]
+        if ranked:
+            kept.add(max(ranked, key=lambda steps: (manifests[steps][fact], steps)))
+            break
     return kept
 
 

@@ -11,6 +11,8 @@ from retro_ml.core.artifacts.model_card import build_model_card
 from retro_ml.core.artifacts.status import installed_versions
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from retro_ml.core.experiments.config import ExperimentConfig
 
 # Mnih et al. 2015; no fields of a config, because network and agents rely on them.
@@ -29,6 +31,7 @@ _OBSERVATION = {"shape": [4, 84, 84], "dtype": "uint8"}
 
 
 def save_run_model(
+    path: Path,
     config: ExperimentConfig,
     weights: Weights,
     *,
@@ -38,9 +41,10 @@ def save_run_model(
     history: dict[str, Any],
     created_at: str,
 ) -> None:
-    """Replaces the run's model.zip atomically. Raises ArtifactError.
+    """Replaces a model.zip of the run atomically. Raises ArtifactError.
 
     Args:
+        path: its model.zip or best_model.zip.
         config: the run.
         weights: float32 arrays of its network by name.
         agent_steps: taken so far.
@@ -79,7 +83,7 @@ def save_run_model(
         metadata["initialized_from"] = {**initial.origin, "description": initial.description}
     card = build_model_card(metadata, config.model_dump(mode="json"))
     save_model_archive(
-        config.paths.model_path,
+        path,
         weights=weights,
         config_json=config.model_dump_json(),
         metadata=metadata,

@@ -63,6 +63,13 @@ class TrainingHistory:
                 }
             )
 
+    @property
+    def best_evaluated_step(self) -> int | None:
+        """Agent steps at the evaluation of the highest mean score, the newest of equals."""
+        steps = {e["agent_steps"]: e["mean_score"] for e in self._evaluations}
+        scored = [step for step in steps if steps[step] is not None]
+        return max(scored, key=lambda step: (steps[step], step), default=None)
+
     def summarize(self) -> dict[str, Any]:
         """As JSON types. Scores are means over the last 100 games, unclipped."""
         last = self._last

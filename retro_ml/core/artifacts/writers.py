@@ -7,21 +7,12 @@ however often a run was ended and taken up again.
 
 import json
 import logging
-import tempfile
 import time
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors
-import safetensors.numpy
-
-from retro_ml.core.artifacts.checkpoint_files import (
-    MANIFEST_NAME,
-    CheckpointError,
-    load_manifest,
-)
 from retro_ml.core.artifacts.disk_pace import PACE
 from retro_ml.core.artifacts.metrics_file import (
     DATA_COLUMN_NAMES,
@@ -31,13 +22,11 @@ from retro_ml.core.artifacts.metrics_file import (
     cut_rows,
     save_metrics_json,
 )
-from retro_ml.core.artifacts.remote_folder import ObjectMissing, RemoteFolder
-from retro_ml.core.artifacts.run_model import save_run_model
+from retro_ml.core.artifacts.model_writer import ModelWriter
 from retro_ml.core.artifacts.run_writer import RunWriter, plain
 from retro_ml.core.artifacts.status import StatusWriter
-from retro_ml.core.artifacts.storage import AppendFile, ArtifactError, rewrite_lines
+from retro_ml.core.artifacts.storage import AppendFile, rewrite_lines
 from retro_ml.core.artifacts.tensorboard import TensorBoardWriter
-from retro_ml.core.artifacts.training_history import TrainingHistory
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent
 
 if TYPE_CHECKING:
@@ -57,7 +46,6 @@ run_logger = logging.getLogger("retro_ml.run")
 
 _LEVELS = {EventType.ERROR: logging.ERROR, EventType.EPISODE_FINISHED: logging.DEBUG}
 _KNOWN_NAMES = DATA_COLUMN_NAMES | ONLY_IN_EVENTS
-WEIGHTS_NAME = "module.safetensors"
 _SYNC_INTERVAL_S = 1.0
 # What `plain` leaves as it is, NaN and infinity apart.
 _PLAIN_TYPES = frozenset((str, int, float, bool, type(None)))
@@ -246,75 +234,6 @@ class LogWriter(_LinesWriter):
         rewrite_lines(self._path, keep)
         if damaged:
             logger.warning("%s: %d damaged lines dropped", self._path, damaged)
-
-
-class ModelWriter(RunWriter):
-    """model.zip from each checkpoint's module.safetensors, so that a killed run has one too.
-
-    Where the checkpoint is on another node's disk, it comes by storage: `fetch_awaited`.
-    """
-
-    def __init__(self, config: "ExperimentConfig") -> None:
-        super().__init__(config)
-        self._history = TrainingHistory(config)
-        self._awaited: MetricEvent | None = None
-
-    def fetch_awaited(self, checkpoints: RemoteFolder) -> None:
-        """Makes the model of the last checkpoint from storage, once it is whole there.
-
-        Args:
-            checkpoints: the run's checkpoints in storage.
-
-        Raises:
-            StorageError: storage does not answer.
-        """
-        event = self._awaited
-        if event is None:
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            name = Path(event.data["path"]).name
-            try:
-                # The manifest first: with it the checkpoint is there.
-                for file in (MANIFEST_NAME, WEIGHTS_NAME):
-                    checkpoints.download(f"{name}/{file}", Path(folder) / file)
-            except ObjectMissing:
-                return
-            with self._lock:
-                self._save(Path(folder), event)
-                if self._awaited is event:
-                    self._awaited = None
-
-    def _take(self, event: MetricEvent) -> None:
-        if event.event_type is EventType.RUN_STARTED:
-            from_step = event.data.get("from_step", 0)
-            self._history = TrainingHistory.load(self._config, up_to_step=from_step)
-            return
-        if event.event_type is not EventType.CHECKPOINT_SAVED:
-            self._history.take(event.event_type.value, event.data)
-            return
-        checkpoint = Path(event.data["path"])
-        if self._config.paths.storage_uri is not None and not checkpoint.exists():
-            self._awaited = event
-            return
-        self._awaited = None
-        self._save(checkpoint, event)
-
-    def _save(self, checkpoint: Path, event: MetricEvent) -> None:
-        weights_path = checkpoint / WEIGHTS_NAME
-        try:
-            weights = safetensors.numpy.load_file(weights_path)
-            manifest = load_manifest(checkpoint)
-        except (OSError, safetensors.SafetensorError, CheckpointError) as error:
-            raise ArtifactError(f"cannot read {weights_path}: {error}") from error
-        save_run_model(
-            self._config,
-            weights,
-            agent_steps=event.data["step"],
-            score=plain(manifest.get("score")),
-            action_meanings=manifest["action_meanings"],
-            history=self._history.summarize(),
-            created_at=event.to_dict()["timestamp"],
-        )
 
 
 def _is_ordinary(event: MetricEvent) -> bool:

@@ -110,6 +110,8 @@ def summary_lines(result: "ExperimentResult", *, title: str) -> list[tuple[str, 
         lines.append(("log", shown_path(result.log_path)))
     elif result.model_path.exists():
         lines.append(("model", shown_path(result.model_path)))
+        if result.best_model_path is not None:
+            lines.append(("best", shown_path(result.best_model_path)))
     if result.storage is not None:
         lines.append(("storage", delivery_words(result.storage)))
     return lines

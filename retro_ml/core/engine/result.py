@@ -13,6 +13,7 @@ class ExperimentResult:
 
     `training_time` is in seconds of wall clock, start-up included; `final_reward` the mean score
     of the last 100 games, None before the first; `exit_code` what the command line returns;
+    `best_model_path` is None without an evaluation during training;
     `storage` what of the files is in the storage that `output_dir` names, None for a folder.
     """
 
@@ -30,6 +31,7 @@ class ExperimentResult:
     games: int
     exit_code: int
     storage: Delivery | None = None
+    best_model_path: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON types, paths as text."""

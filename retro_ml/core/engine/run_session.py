@@ -253,4 +253,5 @@ def build_result(
         agent_steps=tally.step,
         games=tally.games,
         exit_code=end.exit_code,
+        best_model_path=paths.best_model_path if paths.best_model_path.exists() else None,
     )

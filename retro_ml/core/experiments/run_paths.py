@@ -89,6 +89,11 @@ class RunPaths:
         return self.experiment_dir / "model.zip"
 
     @property
+    def best_model_path(self) -> Path:
+        """The policy of the highest mean score in an evaluation during training."""
+        return self.experiment_dir / "best_model.zip"
+
+    @property
     def initial_weights_path(self) -> Path:
         """What a run with `init_from` begins with."""
         return self.experiment_dir / "initial-weights.safetensors"
@@ -121,6 +126,7 @@ class RunPaths:
             self.events_path,
             self.metrics_json_path,
             self.model_path,
+            self.best_model_path,
             *sorted(self.tensorboard_dir.glob("events.out.tfevents.*")),
             *sorted(self.videos_dir.glob("*.mp4")),
             self.status_path,

@@ -16,6 +16,7 @@ from retro_ml.core.artifacts.checkpoint_files import (
     CheckpointError,
     adopt_checkpoint,
     choose_checkpoint,
+    choose_kept,
     describe_file,
     find_checkpoints,
     load_manifest,
@@ -147,6 +148,21 @@ def test_pruning_keeps_the_newest_and_the_shared_files_they_name(tmp_path: Path)
     assert [folder.agent_steps for folder in find_checkpoints(tmp_path)] == [1_000]
     assert sorted(path.name for path in (tmp_path / "replay").iterdir()) == ["rows-b", "rows-c"]
     verify_checkpoint(tmp_path / "step-1000")
+
+
+def test_the_best_is_kept_by_its_evaluation_or_else_by_its_score() -> None:
+    manifests: dict[int, dict[str, Any]] = {
+        10: {"score": 1.0, "evaluation": 8.0},
+        20: {"score": 9.0, "evaluation": None},
+        30: {"score": 2.0, "evaluation": 5.0},
+        40: {"score": 3.0},
+    }
+    assert choose_kept(manifests, keep=1) == {10, 40}
+    unevaluated = {step: {"score": facts["score"]} for step, facts in manifests.items()}
+    assert choose_kept(unevaluated, keep=1) == {20, 40}
+    equals = {step: {"score": 1.0, "evaluation": 2.0} for step in (10, 20, 30)}
+    assert choose_kept(equals, keep=1) == {30}
+    assert choose_kept({10: {"score": None}, 20: {}}, keep=1) == {20}
 
 
 def test_pruning_fewer_than_it_keeps_removes_nothing(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import shutil
-import zipfile
 from enum import Enum
 from itertools import pairwise
 from pathlib import Path
@@ -14,19 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.numpy
 
-from retro_ml.core.artifacts.checkpoint_files import save_checkpoint_folder
 from retro_ml.core.artifacts.metrics_file import read_rows
-from retro_ml.core.artifacts.model_archive import load_model_archive
 from retro_ml.core.artifacts.run_writer import RunWriter, plain
 from retro_ml.core.artifacts.status import StatusWriter, installed_versions
 from retro_ml.core.artifacts.storage import ArtifactError
-from retro_ml.core.artifacts.writers import LogWriter, MetricsWriter, ModelWriter, build_writers
+from retro_ml.core.artifacts.writers import LogWriter, MetricsWriter, build_writers
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventBus
 
-KINDS = ("weight", "bias")
 pytestmark = pytest.mark.unit
 
 START, STEP, GAME = EventType.RUN_STARTED, EventType.TRAINING_STEP, EventType.EPISODE_FINISHED
@@ -371,71 +366,6 @@ def test_closing_leaves_the_bus(config: ExperimentConfig) -> None:
     tell(bus, STEP, config.experiment_id, step=1)
 
     assert not config.paths.metrics_csv_path.exists()
-
-
-def save_module(folder: Path, weights: dict[str, np.ndarray]) -> list[Path]:
-    safetensors.numpy.save_file(weights, folder / "module.safetensors")
-    return []
-
-
-def test_the_model_is_that_of_the_last_checkpoint(config: ExperimentConfig) -> None:
-    writer, run = ModelWriter(config), config.experiment_id
-    for step in (10, 20):
-        folder = config.paths.checkpoint_dir(step)
-        weights = {"w": np.full((2, 2), step, np.float32)}
-        save_checkpoint_folder(
-            folder,
-            lambda into, weights=weights: save_module(into, weights),
-            facts={"action_meanings": ["NOOP", "FIRE"], "score": step / 10},
-        )
-        tell(writer, SAVED, run, step=step, path=str(folder))
-
-    archive = load_model_archive(config.model_path)
-    np.testing.assert_array_equal(archive.weights["w"], np.full((2, 2), 20, np.float32))
-    assert ExperimentConfig.model_validate(archive.config) == config
-    assert archive.metadata["agent_steps"] == 20
-    assert archive.metadata["score"] == 2.0
-    assert archive.metadata["game"] == {
-        "rom": "breakout",
-        "protocol": config.game.protocol,
-        "action_meanings": ["NOOP", "FIRE"],
-    }
-    assert archive.metadata["observation"] == {"shape": [4, 84, 84], "dtype": "uint8"}
-
-
-def test_the_model_has_a_card_its_history_and_members_for_others(
-    config: ExperimentConfig,
-) -> None:
-    # The shapes do not matter here, the names do.
-    layers = ("body.conv1", "body.conv2", "body.conv3", "body.linear", "policy", "value")
-    weights = {f"{layer}.{kind}": np.ones(4, np.float32) for layer in layers for kind in KINDS}
-    writer, run = ModelWriter(config), config.experiment_id
-    tell(writer, START, run, from_step=0)
-    tell(writer, STEP, run, step=5, reward=2.5, games=3)
-    folder = config.paths.checkpoint_dir(5)
-    facts = {"action_meanings": ["NOOP", "FIRE"], "score": 2.5}
-    save_checkpoint_folder(folder, lambda into: save_module(into, weights), facts=facts)
-    tell(writer, SAVED, run, step=5, path=str(folder))
-
-    metadata = load_model_archive(config.model_path).metadata
-    with zipfile.ZipFile(config.model_path) as archive:
-        names, card = archive.namelist(), archive.read("README.md").decode()
-    assert set(names) - {"metadata.json"} == metadata["sha256"].keys()
-    assert {"data", "policy.pth", "policy.optimizer.pth"} < set(names)
-    assert metadata["stable_baselines3"]["class"] == "stable_baselines3.PPO"
-    assert metadata["history"]["curve"] == [{"agent_steps": 5, "score": 2.5}]
-    assert metadata["protocol"]["noop_max"] == 30
-    assert metadata["preprocessing"]["stack_order"] == "oldest first"
-    for part in ("# PPO on ", "| score | 2.5 |", "0 NOOP, 1 FIRE", "PPO.load", "- clip: 0.1"):
-        assert part in card
-    assert "{" not in card
-
-
-def test_a_checkpoint_without_weights_is_an_error(config: ExperimentConfig) -> None:
-    writer = ModelWriter(config)
-    with pytest.raises(ArtifactError, match=r"module\.safetensors"):
-        tell(writer, SAVED, config.experiment_id, step=1, path="/nowhere")
-    assert writer.error is not None
 
 
 def test_status_follows_the_run(config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch) -> None:
