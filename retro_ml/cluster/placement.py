@@ -140,6 +140,8 @@ def choose_resources(
 def share_gpus(config: ExperimentConfig, nodes: Sequence[Node], *, concurrent: int = 1) -> float:
     """GPUs of a trial: what the config says, or a whole one, or an even part of one.
 
+    Several learners have a whole one each: they cannot share (`check_resources`).
+
     Args:
         config: the experiment.
         nodes: what is there.
@@ -150,6 +152,8 @@ def share_gpus(config: ExperimentConfig, nodes: Sequence[Node], *, concurrent: i
     if config.resources.num_gpus is not None:
         return config.resources.num_gpus
     whole = sum(math.floor(node.gpus) for node in nodes)
+    if whole and config.resources.num_learners > 1:
+        return float(config.resources.num_learners)
     return 1.0 / math.ceil(concurrent / whole) if whole else 0.0
 
 
@@ -212,8 +216,8 @@ def explain_lack(
     there = sum(node.gpus for node in nodes)
     if num_gpus > there + ROUNDING:
         return (
-            f"the run needs {num_gpus:g} GPUs, but there are {there:g}; "
-            "lower resources.num_gpus, or set use_gpu to false"
+            f"the run needs {num_gpus:g} GPUs, but there are {there:g}; lower resources.num_gpus"
+            f"{' and resources.num_learners' if learners > 1 else ''}, or set use_gpu to false"
         )
     if fits(bundles, nodes):
         most = max(node.memory_bytes for node in nodes)

@@ -7,6 +7,7 @@ the same algorithm beside it, and left open where there is none.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,14 +19,18 @@ from retro_ml.core.engine.progress_text import duration, shown_path
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.run_paths import RunPaths
 from retro_ml.core.machine import count_free_memory
+from retro_ml.envs.frames import OBSERVATION_SHAPE
 from retro_ml.rllib.replay import ROW_BYTES
 
 BASE_BYTES = {"PPO": 1_100_000_000, "A2C": 1_100_000_000, "DQN": 1_500_000_000}
 """A trial, its driver and an embedded Ray, without the replay (measured: 0.9 to 1.2 GB)."""
+OBSERVATION_BYTES = math.prod(OBSERVATION_SHAPE)
 BODY_PARAMETERS, HEAD_PARAMETERS = 1_684_128, 19 * 513
 """NatureCNN: three convolutions and a layer of 512; up to 18 actions and a value."""
 COPIES = {"PPO": 3, "A2C": 2, "DQN": 4}
 """Of the network in a checkpoint: weights, what the optimizer keeps, the target network."""
+MODEL_COPIES = 2
+"""Of the network in a model.zip: for retro_ml and for Stable-Baselines3."""
 ROW_OF_METRICS_BYTES, EVENT_BYTES = 500, 500
 """A row in metrics.csv and metrics.json, and the same in events.log (measured: 400 each)."""
 AGENT_STEPS_PER_GAME = 100
@@ -52,8 +57,17 @@ class Plan:
 
 def count_memory(config: ExperimentConfig) -> int:
     """Bytes of memory that a run takes at most, its replay full."""
-    replay_size = config.dqn.replay_size or 0 if config.algorithm == "DQN" else 0
-    return BASE_BYTES[config.algorithm] + replay_size * ROW_BYTES
+    resources = config.resources
+    rows = config.num_games * config.settings.rollout_length
+    batch_bytes = rows * OBSERVATION_BYTES
+    if resources.num_env_runners > 1:
+        batch_bytes *= 2  # the parts, and all together
+    replay_bytes = 0
+    if config.algorithm == "DQN":
+        replay_bytes = (config.dqn.replay_size or 0) * ROW_BYTES
+        drawn = rows // config.dqn.agent_steps_per_update * config.dqn.batch_size
+        batch_bytes += 2 * drawn * OBSERVATION_BYTES  # of all a round's updates, and the next ones
+    return BASE_BYTES[config.algorithm] + batch_bytes + replay_bytes
 
 
 def plan_run(config: ExperimentConfig) -> Plan:
@@ -68,9 +82,13 @@ def plan_run(config: ExperimentConfig) -> Plan:
     checkpoint_bytes = 4 * parameters * COPIES[config.algorithm]
     # The newest, the best, the one being written.
     checkpoints = -(-iterations // config.checkpoint_iterations)
+    every = config.evaluation.every_steps
+    if every is not None:
+        checkpoints += min(agent_steps // every, iterations)
+    models = 1 if every is None else 2
     kept = min(config.checkpointing.keep + 2, checkpoints)
     rows = iterations + agent_steps // AGENT_STEPS_PER_GAME
-    disk_bytes = kept * checkpoint_bytes + 4 * parameters
+    disk_bytes = kept * checkpoint_bytes + models * MODEL_COPIES * 4 * parameters
     disk_bytes += rows * (2 * ROW_OF_METRICS_BYTES + EVENT_BYTES)
     disk_bytes += min(replay_size, agent_steps) * ROW_BYTES // REPLAY_SHRINKS
     rate = _find_rate(config)
@@ -94,13 +112,14 @@ def plan_lines(config: ExperimentConfig, plan: Plan) -> list[str]:
     files = shown_path(config.paths.experiment_dir)
     if config.paths.storage_uri is not None:
         files += f", sent to {config.paths.storage_uri}"
-    every, keep = config.checkpointing.every_steps, config.checkpointing.keep
+    every, keep = f"{config.checkpointing.every_steps:,}", config.checkpointing.keep
+    evaluated = "" if config.evaluation.every_steps is None else " and at each evaluation"
     return [
         f"{config.algorithm} on {config.game.rom}, seed {config.seed}",
         f"steps: {plan.agent_steps:,} agent steps in {plan.iterations:,} iterations",
         f"time: {time}",
         f"disk: up to {_size(plan.disk_bytes)} of {_size(plan.free_disk_bytes)} that are free, "
-        f"{_size(plan.checkpoint_bytes)} a checkpoint every {every:,} agent steps, "
+        f"{_size(plan.checkpoint_bytes)} a checkpoint every {every} agent steps{evaluated}, "
         f"the last {keep} and the best are kept",
         f"memory: about {_size(plan.memory_bytes)} "
         f"of {_size(plan.free_memory_bytes)} that are free",

@@ -169,5 +169,5 @@ def _kind(config: ExperimentConfig) -> tuple[Any, ...]:
         asked.num_learners,
         config.use_gpu,
         config.algorithm,
-        config.dqn.replay_size,
+        count_memory(config),
     )

@@ -144,7 +144,7 @@ def _settle(config: ExperimentConfig, *, overlay: str, cpus: int) -> ExperimentC
     asked = config.resources
     gpus = asked.num_gpus
     if gpus is None:
-        gpus = 1.0 if overlay in WITH_GPU else 0.0
+        gpus = float(max(asked.num_learners, 1)) if overlay in WITH_GPU else 0.0
     resources = asked.model_copy(update={"num_cpus": asked.num_cpus or cpus, "num_gpus": gpus})
     output_dir = _in_the_pods(config.output_dir)
     return config.model_copy(update={"resources": resources, "output_dir": output_dir})

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import (
@@ -43,6 +45,14 @@ from retro_ml.rllib.checkpoints import load_checkpoint, resolve_checkpoint, save
 from retro_ml.rllib.env_runner import AtariEnvRunner
 from retro_ml.rllib.progress import Progress
 from retro_ml.rllib.rollout import Rollout
+
+PATIENCE_S = 600.0
+"""How long env runners may be gone: a lost node takes minutes to be replaced. Then the trial fails,
+and is tried again where there is room (this project's choice)."""
+
+
+class NoEnvRunners(RuntimeError):
+    """The env runners died, and Ray found no place to start them again."""
 
 
 class AtariConfigMixin:
@@ -81,6 +91,7 @@ class AtariAlgorithm(Algorithm):
         self.progress = Progress()
         self.agent_steps_before = 0
         self.from_step = 0
+        self._empty_since_s: float | None = None
         self.action_meanings: tuple[str, ...] = self.env_runner_group.foreach_env_runner(
             lambda runner: runner.env.action_meanings,
             local_env_runner=not self.config.num_env_runners,
@@ -106,7 +117,11 @@ class AtariAlgorithm(Algorithm):
         """One train batch's worth of play, one Rollout per env runner.
 
         Empty when too many env runners have failed for a whole batch; RLlib brings them back before
-        the next try. What is sampled above the batch (one came back meanwhile) is left out.
+        the next try. What is sampled above the batch (one came back meanwhile) is left out, of
+        RLlib's count of agent steps too: epsilon follows it.
+
+        Raises:
+            NoEnvRunners: none has come back for `PATIENCE_S`.
         """
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             rollouts, results = synchronous_parallel_sample(
@@ -118,8 +133,13 @@ class AtariAlgorithm(Algorithm):
             )
         runners = max(self.config.num_env_runners, 1)
         if len(rollouts) < runners:
+            now_s = time.monotonic()
+            self._empty_since_s = now_s if self._empty_since_s is None else self._empty_since_s
+            if now_s - self._empty_since_s > PATIENCE_S:
+                raise NoEnvRunners(f"too few env runners to play for {PATIENCE_S:g} s")
             return []
-        self.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
+        self._empty_since_s = None
+        self.metrics.aggregate(results[:runners], key=ENV_RUNNER_RESULTS)
         rollouts = rollouts[:runners]
         self._steps_before_update = self.progress.agent_steps
         self.progress.add(rollouts)
@@ -158,7 +178,7 @@ class AtariAlgorithm(Algorithm):
             "total_timesteps": self.experiment.total_timesteps,
             "from_step": self.from_step,
             "device": self._ask_learner(lambda learner: str(learner.device)),
-            "precision": self.config.model_config["precision"],
+            "precision": self._ask_learner(lambda learner: learner.precision),
             "threads": torch.get_num_threads(),
             "host": platform.node(),
             "pid": os.getpid(),
@@ -188,14 +208,25 @@ class AtariAlgorithm(Algorithm):
         self.from_step = self.agent_steps_before = self.progress.agent_steps
 
     def get_learner_state(self) -> dict[str, Any]:
-        """Weights, optimizer and generator of the learner as numpy arrays and numbers."""
-        return self.learner_group.get_state(
+        """Weights, optimizer and generators of the learners as numpy arrays and numbers.
+
+        The learners are alike but for the generators of minibatches: `[learners, bytes]`.
+        """
+        state = self.learner_group.get_state(
             not_components=[f"{COMPONENT_LEARNER}/{COMPONENT_METRICS_LOGGER}"]
         )[COMPONENT_LEARNER]
+        told = self.learner_group.foreach_learner(
+            lambda learner: (learner.index, learner.get_shuffles())
+        )
+        shuffles = dict(result.get() for result in told)
+        return {**state, "shuffles": np.stack([shuffles[index] for index in sorted(shuffles)])}
 
     def set_learner_state(self, state: dict[str, Any]) -> None:
         """The inverse of `get_learner_state`; the env runners get the weights too."""
         self.learner_group.set_state({COMPONENT_LEARNER: state})
+        if not self._one_process:
+            # Otherwise they would leave out weights that are older than theirs.
+            self.env_runner_group.foreach_env_runner(lambda runner: runner.forget_weights())
         self.sync_weights()
 
     def set_network_weights(self, weights: Weights) -> None:

@@ -38,6 +38,8 @@ from retro_ml.rllib.replay_segments import ReplaySegments
 REPLAY_SEEDS = 4
 """First word of the key from which the generator of replay draws is derived."""
 DISCOUNTS = "discounts"
+TARGET_ROWS = 4096
+"""Of the target network at once: its layers take 220 KB a row, and a thousand games make 32,000."""
 NEXT_Q = "next_q"
 """The target network's action values of the next observations, `[B, A] float32`."""
 
@@ -221,10 +223,11 @@ class DQNLearner(AtariLearner):
     def _minibatches(
         self, columns: dict[str, Tensor], count: int, size: int, epochs: int, shuffle: bool
     ) -> Iterator[MultiAgentBatch]:
-        # The target network stays as it is for all batches of a round: one forward pass for all.
+        # The target network stays as it is for all batches of a round: few forward passes for all.
         target = self.module[DEFAULT_MODULE_ID].unwrapped().target_network
         with torch.no_grad():
-            next_q = target(columns[Columns.NEXT_OBS])
+            parts = columns[Columns.NEXT_OBS].split(TARGET_ROWS)
+            next_q = torch.cat([target(part) for part in parts])
         columns = {**columns, NEXT_Q: next_q}
         if not self.config.double_q:
             del columns[Columns.NEXT_OBS]

@@ -48,6 +48,7 @@ class AtariEnvRunner(SingleAgentEnvRunner):
     as `[[agent_steps, epsilon], ...]`, linear between.
     """
 
+    num_env_steps_sampled_lifetime: int
     env: Any  # GameGroups; None before `make_env`
 
     def make_env(self) -> None:
@@ -131,13 +132,18 @@ class AtariEnvRunner(SingleAgentEnvRunner):
         """Counts the run's agent steps from here, those of all env runners together."""
         # RLlib adds up the env runners' counts with their next metrics (and resets them on a
         # restore otherwise: ray issues 53877 and 28289).
+        before = self.num_env_steps_sampled_lifetime
         self.num_env_steps_sampled_lifetime = agent_steps
         self.metrics.log_value(
             NUM_ENV_STEPS_SAMPLED_LIFETIME,
-            agent_steps // max(self.num_workers, 1),
+            (agent_steps - before) // max(self.num_workers, 1),
             reduce="lifetime_sum",
             with_throughput=True,
         )
+
+    def forget_weights(self) -> None:
+        """Takes the next weights whatever their number is."""
+        self._weights_seq_no = 0
 
     def _start(self) -> None:
         push_frames(self._stacks, self.env.reset(), np.ones(self.num_envs, np.bool_))

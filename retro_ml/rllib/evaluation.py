@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray.rllib.core import DEFAULT_MODULE_ID
 
+from retro_ml.core.experiments.seeds import derive_seed
 from retro_ml.evaluation.agent import Agent
 from retro_ml.evaluation.episodes import play_episodes
 from retro_ml.evaluation.protocols import EvaluationOptions, build_protocol
 from retro_ml.evaluation.statistics import standard_error
 from retro_ml.rllib.checkpoints import NETWORK_PREFIX
+
+EVALUATION_SEEDS = 7
+"""First word of the key from which a run's evaluations derive their seed: their games are others
+than those of `retro-ml evaluate`, since the best model was chosen by these."""
 
 if TYPE_CHECKING:
     from retro_ml.rllib.algorithm import AtariAlgorithm
@@ -35,7 +40,9 @@ def evaluate_trial(algorithm: AtariAlgorithm) -> dict[str, Any]:
     experiment = algorithm.experiment
     settings = experiment.evaluation
     options = EvaluationOptions(
-        episodes=settings.episodes, protocol=settings.protocol, seed=experiment.seed
+        episodes=settings.episodes,
+        protocol=settings.protocol,
+        seed=derive_seed(experiment.seed, EVALUATION_SEEDS),
     )
     protocol = build_protocol(experiment, options)
     weights = algorithm.learner_group.get_weights([DEFAULT_MODULE_ID])[DEFAULT_MODULE_ID]

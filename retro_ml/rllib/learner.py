@@ -19,7 +19,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.learner.training_data import TrainingData
@@ -29,6 +31,7 @@ from torch import Tensor
 
 from retro_ml.core.experiments.seeds import derive_seed
 from retro_ml.rllib.machine import keep_freed_memory, leave_compiler_out
+from retro_ml.rllib.module import precision_of
 
 SHUFFLE_SEEDS = 3
 """First word of the key from which the generators of minibatches are derived."""
@@ -102,16 +105,30 @@ class AtariLearner(TorchLearner):
             inspect.unwrap(type(optimizer).step)(optimizer)
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """RLlib's state and the generator's."""
+        """RLlib's state and the generator's, `[1, bytes] uint8`."""
         state: dict[str, Any] = super().get_state(*args, **kwargs)
-        state["shuffles"] = self._shuffles.get_state().numpy()
-        return state
+        return {**state, "shuffles": self.get_shuffles()[None]}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """RLlib's state and the generator's."""
+        """RLlib's state and the generator's, which is one of `[learners, bytes] uint8`."""
+        self._weights_seq_no = 0  # otherwise weights older than its own would be left out
         super().set_state(state)
         if "shuffles" in state:
-            self._shuffles.set_state(torch.as_tensor(state["shuffles"]))
+            self._shuffles.set_state(torch.as_tensor(np.atleast_2d(state["shuffles"])[self.index]))
+
+    def get_shuffles(self) -> NDArray[np.uint8]:
+        """The state of the generator that shuffles minibatches."""
+        return self._shuffles.get_state().numpy()
+
+    @property
+    def index(self) -> int:
+        """Among the trial's learners."""
+        return int(self._learner_index)
+
+    @property
+    def precision(self) -> str:
+        """What the network's body computes in: fp32 or bf16."""
+        return precision_of(self.module[DEFAULT_MODULE_ID].unwrapped().network)
 
     def _create_iterator_if_necessary(
         self,

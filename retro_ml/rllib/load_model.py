@@ -34,7 +34,7 @@ def load_model(path: str | Path) -> ActorCriticModule | QModule:
         module_class=QModule if isinstance(network, QNetwork) else ActorCriticModule,
         observation_space=Box(0, 255, OBSERVATION_SHAPE, np.uint8),
         action_space=Discrete(head.out_features),
-        model_config={"precision": "fp32", "dueling": agent.config.dqn.dueling},
+        model_config={"precision": "fp32", "device": "cpu", "dueling": agent.config.dqn.dueling},
     )
     module: ActorCriticModule | QModule = spec.build()
     module.network.load_state_dict(network.state_dict())

@@ -22,24 +22,40 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
 
 from retro_ml.networks.nature_cnn import ActorCriticNetwork, QNetwork, pack_observations
+from retro_ml.rllib.machine import resolve_precision
 
 Actor = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 """Packed observations `[N, 21, 21, 64] uint8` -> action scores `[N, A]` (logits or action values)
 and state values `[N]`, None where the module has none."""
 
 
-def compute_dtype(precision: str) -> torch.dtype:
-    """`"fp32"` or `"bf16"` -> what the network's body computes in."""
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def choose_dtype(module: TorchRLModule) -> torch.dtype:
+    """What the body of a module's network computes in, decided in the process that computes.
+
+    A learner does as `model_config` says: `precision` (fp32, bf16 or auto) on its `device`. An env
+    runner of its own, on a CPU, leaves bf16 to hardware that has it: emulated, it would play at
+    half the speed, and the learner works out anew whatever it learns from.
+    """
+    precision, device = module.model_config["precision"], module.model_config["device"]
+    if module.inference_only:
+        known = resolve_precision("auto", torch.device("cpu"))
+        return _DTYPES["fp32" if "fp32" in (precision, known) else "bf16"]
+    return _DTYPES[resolve_precision(precision, torch.device(device))]
+
+
+def precision_of(network: ActorCriticNetwork | QNetwork) -> str:
+    """fp32 or bf16."""
+    return next(name for name, dtype in _DTYPES.items() if dtype == network.body.dtype)
 
 
 class ActorCriticModule(TorchRLModule, ValueFunctionAPI):
-    """Policy and value on one body. `model_config`: `precision`."""
+    """Policy and value on one body. `model_config`: `precision`, `device`."""
 
     def setup(self) -> None:
-        self.network = ActorCriticNetwork(
-            int(self.action_space.n), dtype=compute_dtype(self.model_config["precision"])
-        )
+        self.network = ActorCriticNetwork(int(self.action_space.n), dtype=choose_dtype(self))
 
     def build_actor(self) -> Actor:
         """The forward pass of a rollout: no gradients, the weights of this moment."""
@@ -68,7 +84,7 @@ class ActorCriticModule(TorchRLModule, ValueFunctionAPI):
 
 
 class QModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
-    """Action values and a target network. `model_config`: `precision`, `dueling`."""
+    """Action values and a target network. `model_config`: `precision`, `device`, `dueling`."""
 
     def setup(self) -> None:
         self.network = self._build_network()
@@ -111,5 +127,5 @@ class QModule(TorchRLModule, TargetNetworkAPI, InferenceOnlyAPI):
         return QNetwork(
             int(self.action_space.n),
             dueling=self.model_config["dueling"],
-            dtype=compute_dtype(self.model_config["precision"]),
+            dtype=choose_dtype(self),
         )

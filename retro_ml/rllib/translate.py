@@ -15,7 +15,6 @@ from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.machine import count_cpus
 from retro_ml.rllib.a2c import A2CConfig
 from retro_ml.rllib.dqn import DQNConfig
-from retro_ml.rllib.machine import resolve_precision
 from retro_ml.rllib.ppo import PPOConfig
 
 
@@ -43,6 +42,8 @@ def translate(
         num_envs_per_env_runner=resources.games_per_env_runner,
         rollout_fragment_length=config.settings.rollout_length,
         num_cpus_per_env_runner=1,
+        # However slow: RLlib drops what comes late, asks again, and never learns from it (2.60).
+        sample_timeout_s=None,
     )
     translated.learners(
         num_learners=resources.num_learners,
@@ -153,9 +154,9 @@ def _env_config(config: ExperimentConfig, cpus: int) -> dict[str, Any]:
 
 
 def _model_config(config: ExperimentConfig, gpus: float) -> dict[str, Any]:
-    device = torch.device("cuda" if gpus else "cpu")
     model_config: dict[str, Any] = {
-        "precision": resolve_precision(config.resources.precision, device)
+        "precision": config.resources.precision,
+        "device": "cuda" if gpus else "cpu",
     }
     if config.algorithm == "DQN":
         model_config["dueling"] = config.dqn.dueling

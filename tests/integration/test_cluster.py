@@ -248,7 +248,7 @@ def test_a_node_gets_no_more_trials_than_it_has_memory_for(nodes: LocalNodes) ->
     config = ExperimentConfig(game_id="pong", use_gpu=False, resources={"num_cpus": 2})
     with connect(nodes._cluster.address) as cluster:
         memory_bytes = place_memory(config, cluster, num_cpus=2, num_gpus=0.0)
-        assert memory_bytes == count_memory(config) == 1_100_000_000
+        assert memory_bytes == count_memory(config) >= 1_100_000_000
         bundles = bundles_of(config.resources, 2, 0.0, memory_bytes)
         assert count_at_once(bundles, cluster.nodes) == 1
         trial = trial_config(

@@ -16,6 +16,8 @@ from retro_ml import (
 )
 from retro_ml.core.artifacts.checkpoint_files import find_checkpoints, load_manifest
 from retro_ml.core.experiments.options import RunOptions
+from retro_ml.core.experiments.seeds import derive_seed
+from retro_ml.rllib.evaluation import EVALUATION_SEEDS
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_ray")]
 
@@ -53,5 +55,6 @@ def test_training_is_the_same_with_evaluations_in_between(
     assert manifests[max(manifests)]["evaluation"] is None
     best = config.paths.best_model_path
     assert Agent.load(best).metadata["agent_steps"] == 2080
-    again = evaluate_model(best, episodes=2, seed=config.seed, protocol="machado")
+    seed = derive_seed(config.seed, EVALUATION_SEEDS)
+    again = evaluate_model(best, episodes=2, seed=seed, protocol="machado")
     assert [episode.score for episode in again.episodes] == event.data["scores"]

@@ -64,9 +64,13 @@ class ModelWriter(RunWriter):
                 except ObjectMissing:
                     continue
                 with self._lock:
-                    self._save(Path(folder), order)
-                    if self._awaited.get(order.target) is order:
-                        del self._awaited[order.target]
+                    if self._awaited.get(order.target) is not order:  # a newer one came meanwhile
+                        continue
+                    del self._awaited[order.target]
+                    try:
+                        self._save(Path(folder), order)
+                    except ArtifactError as error:  # the next one may be whole; sending goes on
+                        logger.warning("%s is not made: %s", order.target, error)
 
     def _take(self, event: MetricEvent) -> None:
         if event.event_type is EventType.RUN_STARTED:
@@ -91,7 +95,7 @@ class ModelWriter(RunWriter):
     def _make_up_for_best(self, created_at: str) -> None:
         """Killed between a checkpoint and its best_model.zip, a run has that checkpoint still."""
         best, paths = self._history.best_evaluated_step, self._config.paths
-        if best is None or _read_agent_steps(paths.best_model_path) == best:
+        if best is None:
             return
         order = _ModelOrder(
             target=paths.best_model_path,
@@ -100,7 +104,8 @@ class ModelWriter(RunWriter):
             created_at=created_at,
             history=TrainingHistory.load(self._config, up_to_step=best).summarize(),
         )
-        if order.checkpoint.exists() or paths.storage_uri is not None:
+        known = order.checkpoint.exists() or paths.storage_uri is not None
+        if known and self._is_better(order):
             try:
                 self._make(order)
             except ArtifactError as error:
@@ -120,8 +125,10 @@ class ModelWriter(RunWriter):
             manifest = load_manifest(checkpoint)
         except (OSError, safetensors.SafetensorError, CheckpointError) as error:
             raise ArtifactError(f"cannot read {weights_path}: {error}") from error
-        if order.target == self._config.paths.best_model_path and manifest.get(ADOPTED) is True:
-            return  # another trial's, after as many agent steps
+        # An adopted checkpoint is another trial's, after as many agent steps.
+        fit = manifest.get(ADOPTED) is not True and self._is_better(order)
+        if order.target == self._config.paths.best_model_path and not fit:
+            return
         save_run_model(
             order.target,
             self._config,
@@ -133,6 +140,18 @@ class ModelWriter(RunWriter):
             created_at=order.created_at,
         )
 
+    def _is_better(self, order: "_ModelOrder") -> bool:
+        """Than the best_model.zip that is there, or as good.
+
+        That one may be of an evaluation whose row was cut: PBT lets a trial go back.
+        """
+        path = self._config.paths.best_model_path
+        try:
+            before = load_model_archive(path).metadata["history"]["evaluations"][-1]["mean_score"]
+            return order.history["evaluations"][-1]["mean_score"] >= before
+        except (ArchiveError, LookupError, TypeError):  # none, or nothing that this class wrote
+            return True
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ModelOrder:
@@ -143,11 +162,3 @@ class _ModelOrder:
     agent_steps: int
     created_at: str
     history: dict[str, Any]
-
-
-def _read_agent_steps(path: Path) -> int | None:
-    """Of a model; None where there is none that can be read."""
-    try:
-        return load_model_archive(path).metadata.get("agent_steps")
-    except ArchiveError:
-        return None

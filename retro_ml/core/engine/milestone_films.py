@@ -149,10 +149,20 @@ class _OrderedFilms(MilestoneFilms):
         config = self._config
         if agent_steps >= config.total_timesteps:
             return math.inf
-        half_agent_steps = config.checkpoint_iterations * config.iteration_agent_steps / 2
+        half_agent_steps = (self._find_next_checkpoint(agent_steps) - agent_steps) / 2
         film_agent_steps = self._every * config.total_timesteps
         last = math.ceil(1 / self._every - 1e-9) - 1
         return min(int((agent_steps + half_agent_steps) / film_agent_steps + 1e-9), last)
+
+    def _find_next_checkpoint(self, agent_steps: int) -> int:
+        """Agent steps at the one that comes after `agent_steps`."""
+        iteration, evaluated = self._config.iteration_agent_steps, self._config.evaluation
+        interval = self._config.checkpoint_iterations * iteration
+        coming = (agent_steps // interval + 1) * interval
+        if evaluated.every_steps is not None:
+            due = (agent_steps // evaluated.every_steps + 1) * evaluated.every_steps
+            coming = min(coming, -(-due // iteration) * iteration)
+        return coming
 
     def _order_kept(self) -> None:
         """What waits to be filmed, an earlier attempt's included."""

@@ -70,9 +70,11 @@ def check_resources(
     if resources.num_gpus is not None:
         learners = max(1, resources.num_learners)
         share = resources.num_gpus / learners
-        if share > 1 and share != int(share):
-            each = f" for each of {learners} learners" if learners > 1 else ""
-            faults.append(("num_gpus", resources.num_gpus, f"above 1 only whole GPUs{each}"))
+        # NCCL, by which learners add up their gradients, takes no two of them on one GPU.
+        if share != int(share) and (share > 1 or learners > 1):
+            only = f"whole GPUs for each of {learners} learners"
+            allowed = only if learners > 1 else "above 1 only whole GPUs"
+            faults.append(("num_gpus", resources.num_gpus, allowed))
         if resources.num_gpus > 0 and use_gpu is False:
             allowed = "0, because use_gpu is false; leave out one of the two"
             faults.append(("num_gpus", resources.num_gpus, allowed))

@@ -59,6 +59,9 @@ def test_a_seed_decides_the_course_and_a_checkpoint_brings_it_back(
     for key, value in weights_of(first).items():
         np.testing.assert_array_equal(weights_of(resumed)[key], value, err_msg=key)
 
+    first.load_checkpoint(str(tmp_path / "saved"))  # which has gone on since
+    assert train(first, iterations) == rest
+
     other = translate(small_config(name, seed=43)).build_algo()
     assert train(other, iterations) != beginning
     for algorithm in (first, again, resumed, other):
@@ -145,4 +148,11 @@ def test_two_learners_stay_equal(tmp_path: Path, small_config: Build) -> None:
     one, other = [result.get() for result in weights]
     for key, value in one.items():
         np.testing.assert_array_equal(other[key], value, err_msg=key)
+
+    algorithm.save_checkpoint(str(tmp_path / "saved"))
+    rest = train(algorithm, 2)
     algorithm.stop()
+    resumed = translate(config).build_algo()
+    resumed.load_checkpoint(str(tmp_path / "saved"))
+    assert train(resumed, 2) == rest
+    resumed.stop()

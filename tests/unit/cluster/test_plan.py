@@ -31,8 +31,26 @@ def test_checkpoints_and_replay_decide_the_size(tmp_path: Path) -> None:
     many = size(checkpointing={"keep": 9})
     weights_and_adam = 3 * 4 * 1_693_875  # NatureCNN with 18 actions and a value
     assert many - few == 8 * weights_and_adam
+    evaluated = size(
+        checkpointing={"keep": 1, "every_steps": 1_000_000}, evaluation={"every_steps": 9}
+    )
+    model = 2 * 4 * 1_693_875
+    once = size(checkpointing={"keep": 1, "every_steps": 1_000_000})
+    assert evaluated - once == 2 * weights_and_adam + model
     replay = plan_run(make_config(tmp_path, algorithm="DQN", total_timesteps=1_000_000))
     assert replay.memory_bytes > 7_063 * 1_000_000
+
+
+def test_many_games_at_once_take_memory_for_their_batches(tmp_path: Path) -> None:
+    def memory(**fields: Any) -> int:
+        return plan_run(make_config(tmp_path, **fields)).memory_bytes
+
+    observation = 4 * 84 * 84
+    few = memory(resources={"games_per_env_runner": 8})
+    many = memory(resources={"games_per_env_runner": 800})
+    assert many - few == 792 * 128 * observation
+    apart = memory(resources={"games_per_env_runner": 8, "num_env_runners": 100})
+    assert apart - many == 800 * 128 * observation, "the parts and all together"
 
 
 def test_the_latest_run_of_the_algorithm_gives_the_speed(tmp_path: Path) -> None:

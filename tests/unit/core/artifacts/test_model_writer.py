@@ -192,3 +192,23 @@ def test_an_adopted_agent_is_not_taken_for_the_one_evaluated_after_as_many_steps
 
     assert load_model_archive(config.model_path).weights["w"][0, 0] == 7
     assert best_step(config) == 10
+
+
+def test_a_trial_that_went_back_keeps_the_best_it_ever_had(config: ExperimentConfig) -> None:
+    run, rows = config.experiment_id, MetricsWriter(config)
+    writers = [rows, ModelWriter(config)]
+    tell(rows, START, run, from_step=0)
+    evaluate_and_save(writers, config, 10, 3.0)
+    evaluate_and_save(writers, config, 20, 5.0)
+    for writer in writers:
+        tell(writer, START, run, from_step=10)  # the row of 5.0 is cut
+    evaluate_and_save(writers, config, 20, 4.0)
+    assert best_step(config) == 20
+    assert (
+        load_model_archive(config.paths.best_model_path).metadata["history"]["evaluations"][-1][
+            "mean_score"
+        ]
+        == 5.0
+    )
+    evaluate_and_save(writers, config, 30, 5.5)
+    assert best_step(config) == 30

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,8 +61,9 @@ def use_stand_in(
     monkeypatch.setattr(milestone_films, "START_AFTER_S", 0.0)
 
 
-def build_config(tmp_path: Path, *, every: float | None = 0.25) -> ExperimentConfig:
+def build_config(tmp_path: Path, *, every: float | None = 0.25, **fields: Any) -> ExperimentConfig:
     """1,000 agent steps, a checkpoint after every 20."""
+    given: dict[str, Any] = {"checkpointing": {"every_steps": 20}, **fields}
     return ExperimentConfig(
         game_id="breakout",
         total_timesteps=1000,
@@ -70,7 +72,7 @@ def build_config(tmp_path: Path, *, every: float | None = 0.25) -> ExperimentCon
         video_every=every,
         ppo={"rollout_length": 10, "minibatch_size": 20},
         resources={"games_per_env_runner": 2},
-        checkpointing={"every_steps": 20},
+        **given,
     )
 
 
@@ -99,14 +101,26 @@ def orders(config: ExperimentConfig) -> list[str]:
 
 @pytest.mark.usefixtures("stand_in")
 def test_the_checkpoint_nearest_to_each_milestone_is_filmed(tmp_path: Path) -> None:
-    config = build_config(tmp_path)
+    config = build_config(tmp_path, checkpointing={"every_steps": 60})
 
-    notices = train(config, 100, 239, 260, 300, 489, 491, 510, 760, 995, 1010)
+    notices = train(config, 180, 240, 300, 420, 480, 540, 660, 720, 780, 960, 1000)
 
-    # Milestones at 250, 500, 750 and the end; 491 is nearer to its one than the next would be.
-    assert orders(config) == ["260", "491", "760", "1010", "join"]
+    # Milestones at 250, 500, 750 and the end, each nearer to these than to the next ones.
+    assert orders(config) == ["240", "480", "720", "1000", "join"]
     assert config.paths.learning_film_path.exists()
     assert notices[-1].startswith("film: ")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_an_evaluations_checkpoint_is_nearer_than_the_next_periodic_one(tmp_path: Path) -> None:
+    config = build_config(
+        tmp_path, checkpointing={"every_steps": 200}, evaluation={"every_steps": 90}
+    )
+
+    train(config, 180, 200, 280, 360, 400, 460, 540, 600, 640, 720, 800, 820, 900, 1000)
+
+    # Without evaluations 200 and 400 would be the nearest to the first two.
+    assert orders(config) == ["280", "460", "720", "1000", "join"]
 
 
 @pytest.mark.usefixtures("stand_in")

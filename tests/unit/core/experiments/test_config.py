@@ -359,7 +359,7 @@ def test_a_presets_choice_survives_the_round_trip() -> None:
         ({"resources": {"num_gpus": 1.5}}, "resources.num_gpus: 1.5 -> above 1 only whole GPUs"),
         (
             {"resources": {"num_gpus": 3, "num_learners": 2}},
-            "resources.num_gpus: 3.0 -> above 1 only whole GPUs for each of 2 learners",
+            "resources.num_gpus: 3.0 -> whole GPUs for each of 2 learners",
         ),
         (
             {"use_gpu": False, "resources": {"num_gpus": 1}},
