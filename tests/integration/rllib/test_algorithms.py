@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from retro_ml.core.artifacts.checkpoint_files import CheckpointError
 from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.rllib import algorithm as algorithms
 from retro_ml.rllib.state_files import load_state
 from retro_ml.rllib.translate import translate
 
@@ -27,6 +29,12 @@ def train(algorithm: Algorithm, iterations: int) -> list[dict[str, Any]]:
             data = {k: v for k, v in record["data"].items() if not k.endswith("_s")}
             records.append({"type": record["type"], **data})
     return [record for record in records if record["type"] != "run_started"]
+
+
+def lifetime(algorithm: Algorithm) -> int:
+    """Agent steps by RLlib's count."""
+    key = (ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME)
+    return int(algorithm.metrics.peek(key))
 
 
 def weights_of(algorithm: Algorithm) -> dict[str, np.ndarray]:
@@ -121,6 +129,8 @@ def test_remote_env_runners_play_and_one_may_die(
     rows = [r for r in train(algorithm, iterations) if r["type"] == "training_step"]
     steps = config.iteration_agent_steps
     assert [row["step"] for row in rows] == [(2 + i) * steps for i in range(iterations)]
+    # What came twice is not counted: epsilon follows RLlib's number.
+    assert lifetime(algorithm) == rows[-1]["step"]
     algorithm.save_checkpoint(str(tmp_path / "saved"))
     algorithm.load_checkpoint(str(tmp_path / "saved"))
     assert train(algorithm, 1)[-1]["step"] == (2 + iterations) * steps
@@ -134,6 +144,20 @@ def test_remote_env_runners_play_and_one_may_die(
     again.load_checkpoint(str(tmp_path / "less"))
     assert train(again, 1)[-1]["step"] == (3 + iterations) * steps
     again.stop()
+
+
+@pytest.mark.usefixtures("four_cpus")
+def test_a_trial_without_env_runners_fails_instead_of_waiting_for_ever(
+    small_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(algorithms, "PATIENCE_S", 0.5)
+    config = small_config("PPO", resources={"num_env_runners": 1, "num_cpus": 1})
+    algorithm = translate(config).build_algo()
+    train(algorithm, 1)
+    ray.kill(algorithm.env_runner_group._worker_manager.actors()[1], no_restart=True)
+    with pytest.raises(algorithms.NoEnvRunners, match="too few env runners"):
+        train(algorithm, 10_000)
+    algorithm.stop()
 
 
 @pytest.mark.usefixtures("four_cpus")

@@ -44,6 +44,14 @@ def test_a_gpu_is_taken_where_there_is_one() -> None:
         placed(8, gpus=1.0, resources={"num_gpus": 2})
 
 
+def test_each_of_several_learners_has_a_gpu_of_its_own() -> None:
+    assert placed(8, gpus=4.0, resources={"num_learners": 4}) == (8, 4.0)
+    assert placed(8, gpus=4.0, concurrent=2, resources={"num_learners": 2}) == (4, 2.0)
+    assert placed(8, resources={"num_learners": 2}) == (6, 0.0)
+    with pytest.raises(LaunchError, match=r"needs 4 GPUs, .* and resources\.num_learners"):
+        placed(8, gpus=2.0, resources={"num_learners": 4})
+
+
 def test_several_at_once_share_what_there_is() -> None:
     assert placed(8, concurrent=3) == (2, 0.0)
     assert placed(2, concurrent=4) == (1, 0.0)

@@ -195,6 +195,11 @@ def test_weights_to_begin_with_may_lie_on_the_volume() -> None:
         ),
         (
             "gpu",
+            {"resources": {"num_learners": 32}},
+            "resources: requests.nvidia.com/gpu of 32 in all -> at most 16",
+        ),
+        (
+            "gpu",
             {"resources": {"num_learners": 32, "num_gpus": 32}},
             "resources: requests.nvidia.com/gpu of 32 in all -> at most 16",
         ),

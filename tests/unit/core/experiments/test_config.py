@@ -362,6 +362,10 @@ def test_a_presets_choice_survives_the_round_trip() -> None:
             "resources.num_gpus: 3.0 -> whole GPUs for each of 2 learners",
         ),
         (
+            {"resources": {"num_gpus": 1, "num_learners": 2}},
+            "resources.num_gpus: 1.0 -> whole GPUs for each of 2 learners",
+        ),
+        (
             {"use_gpu": False, "resources": {"num_gpus": 1}},
             "resources.num_gpus: 1.0 -> 0, because use_gpu is false",
         ),
