@@ -19,6 +19,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from retro_ml.cluster.bus_bridge import BusBridge, experiment_id
 from retro_ml.cluster.connect import Cluster, connect
 from retro_ml.cluster.driver_process import environment
+from retro_ml.cluster.end_notice import EndNotice
 from retro_ml.cluster.head_watch import HeadLost, HeadWatch
 from retro_ml.cluster.node_checks import prove_nodes
 from retro_ml.cluster.node_watch import NodeWatch
@@ -86,7 +87,12 @@ class TuneLauncher:
             try:
                 analysis = tune.run(
                     experiments,
-                    callbacks=[BusBridge(publish), *trackers, NodeWatch(head.read_nodes)],
+                    callbacks=[
+                        BusBridge(publish),
+                        EndNotice(),
+                        *trackers,
+                        NodeWatch(head.read_nodes),
+                    ],
                     raise_on_failed_trial=False,
                     verbose=0,
                 )
