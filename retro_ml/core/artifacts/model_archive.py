@@ -105,6 +105,14 @@ def load_model_archive(path: Path) -> ModelArchive:
         raise ArchiveError(f"{path} is no usable model.zip: {fault}") from fault.__cause__
 
 
+def read_agent_steps(path: Path) -> int:
+    """Taken when the model was made. Raises ArchiveError."""
+    agent_steps = load_model_archive(path).metadata.get("agent_steps")
+    if type(agent_steps) is not int:
+        raise ArchiveError(f"{path} is no usable model.zip: {METADATA} has no agent_steps")
+    return agent_steps
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not allowed")
 

@@ -15,7 +15,7 @@ from retro_ml.core.artifacts.checkpoint_files import (
     CheckpointError,
     load_manifest,
 )
-from retro_ml.core.artifacts.model_archive import ArchiveError, load_model_archive
+from retro_ml.core.artifacts.model_archive import ArchiveError, read_agent_steps
 from retro_ml.core.artifacts.remote_folder import ObjectMissing, RemoteFolder
 from retro_ml.core.artifacts.run_model import save_run_model
 from retro_ml.core.artifacts.run_writer import RunWriter, plain
@@ -148,6 +148,6 @@ class _ModelOrder:
 def _read_agent_steps(path: Path) -> int | None:
     """Of a model; None where there is none that can be read."""
     try:
-        return load_model_archive(path).metadata.get("agent_steps")
+        return read_agent_steps(path)
     except ArchiveError:
         return None
