@@ -21,6 +21,7 @@ from ray.tune.search.search_algorithm import SearchAlgorithm
 from retro_ml.cluster.bus_bridge import BusBridge, read_pointer
 from retro_ml.cluster.connect import connect
 from retro_ml.cluster.driver_process import environment
+from retro_ml.cluster.end_notice import EndNotice
 from retro_ml.cluster.head_watch import HeadLost, HeadWatch
 from retro_ml.cluster.node_checks import prove_nodes
 from retro_ml.cluster.node_watch import NodeWatch
@@ -94,7 +95,13 @@ class TuneSweepLauncher(TuneLauncher):
                         [experiment],
                         search_alg=feed,
                         scheduler=scheduler,
-                        callbacks=[BusBridge(publish), *trackers, ends, NodeWatch(head.read_nodes)],
+                        callbacks=[
+                            BusBridge(publish),
+                            EndNotice(),
+                            *trackers,
+                            ends,
+                            NodeWatch(head.read_nodes),
+                        ],
                         raise_on_failed_trial=False,
                         verbose=0,
                     )

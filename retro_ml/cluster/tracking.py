@@ -23,7 +23,7 @@ from retro_ml.cluster.bus_bridge import experiment_id
 from retro_ml.cluster.driver_process import first_line
 from retro_ml.cluster.trial_actor import EXPERIMENT
 from retro_ml.core.engine.launcher import LaunchError
-from retro_ml.core.experiments.locations import local_dir
+from retro_ml.core.experiments.locations import hide_credentials_in, local_dir
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.run_paths import RunPaths
 from retro_ml.core.metrics.event_bus import EventType
@@ -96,8 +96,10 @@ class Tracker(Callback):
             call(*arguments, **words)
         except Exception as error:
             # Whatever a service of somebody else's may raise, the training is worth more.
+            # A traceback would show the URIs in the errors that led to this one.
             self._failed = True
-            logger.warning("%s gets nothing more of this run: %s", self._name, error, exc_info=True)
+            reason = f"{type(error).__name__}: {hide_credentials_in(str(error))}"
+            logger.warning("%s gets nothing more of this run: %s", self._name, reason)
 
 
 def describe_result(result: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +139,8 @@ def tell_of_end(future: ray.ObjectRef) -> None:
         ray.get(future)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
-        logger.warning("W&B did not get all of this run: %s", first_line(cause))
+        reason = hide_credentials_in(first_line(cause))
+        logger.warning("W&B did not get all of this run: %s", reason)
 
 
 def _build_wandb(output_dir: str) -> Any:
@@ -206,6 +209,7 @@ def _build_mlflow(output_dir: str) -> Any:
         callback.setup()
     except Exception as error:
         raise LaunchError(
-            f"MLflow cannot be used: {error}; set MLFLOW_TRACKING_URI to a server or a store"
-        ) from error
+            f"MLflow cannot be used: {hide_credentials_in(str(error))}; "
+            "set MLFLOW_TRACKING_URI to a server or a store"
+        ) from None
     return callback

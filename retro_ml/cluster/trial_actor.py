@@ -90,6 +90,7 @@ class TrialActor(Trainable):
         experiment = ExperimentConfig.model_validate(config[EXPERIMENT])
         translated = translate(experiment, num_cpus=config["num_cpus"], num_gpus=config["num_gpus"])
         self._checkpoints = TrialCheckpoints(experiment, config["checkpoints_dir"])
+        self._is_ending = False
         translated.checkpoints_dir = str(self._checkpoints.folder)
         if config["restore_from"] is not None:
             translated.restore_from = str(self._checkpoints.find(Path(config["restore_from"])))
@@ -105,6 +106,10 @@ class TrialActor(Trainable):
         used = (RECORDS, AGENT_STEPS, SCORE, SHOULD_CHECKPOINT)
         return {name: result[name] for name in used if name in result}
 
+    def note_end(self) -> None:
+        """The next save is the last."""
+        self._is_ending = True
+
     def save(self, checkpoint_dir: str | None = None) -> _TrainingResult:
         """Saves the trial and tells Tune where.
 
@@ -114,6 +119,8 @@ class TrialActor(Trainable):
         with TemporaryDirectory() as note:
             self.save_checkpoint(note)
             folder = Path(json.loads((Path(note) / POINTER_FILE).read_bytes())["path"])
+        if self._is_ending:
+            self._checkpoints.deliver()
         return _TrainingResult(_checkpoint(folder), dict(self._last_result or {}))
 
     def restore(self, checkpoint_path: _TrainingResult) -> None:

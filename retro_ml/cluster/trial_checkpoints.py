@@ -41,6 +41,7 @@ class TrialCheckpoints:
         self._config = config
         self._uri = config.paths.storage_uri
         self._mirror: CheckpointMirror | None = None
+        self._delivered = False
         if self._uri is None:
             return
         # The driver's lock lies in the run's folder for as long as it works there.
@@ -119,12 +120,21 @@ class TrialCheckpoints:
         if self._mirror is not None:
             self._mirror.wake()
 
+    def deliver(self) -> None:
+        """Waits once for all to be in storage, or for nothing to get through any more.
+
+        A driver on this disk sends what is left itself.
+        """
+        if self._mirror is None or self._with_driver or self._delivered:
+            return
+        self._delivered = True
+        self._mirror.ask()
+        self._mirror.wait()
+
     def close(self) -> None:
-        """Ends the sending; what a driver on this disk cannot send itself is waited for."""
+        """Delivers what no save has waited for, and ends the sending."""
         if self._mirror is not None:
-            if not self._with_driver:
-                self._mirror.ask()
-                self._mirror.wait()
+            self.deliver()
             self._mirror.close(patient=self._mirror.error is None)
 
 

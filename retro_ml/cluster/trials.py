@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
-import os
+import re
 import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from ray import cloudpickle, tune
+from ray import tune
 from ray.tune import CheckpointConfig, Experiment, Stopper
 from ray.tune.experiment import Trial as TuneTrial
 
 from retro_ml.cluster.bus_bridge import BusBridge, experiment_id
 from retro_ml.cluster.connect import Cluster, connect
 from retro_ml.cluster.driver_process import environment
+from retro_ml.cluster.end_notice import EndNotice
 from retro_ml.cluster.head_watch import HeadLost, HeadWatch
 from retro_ml.cluster.node_checks import prove_nodes
 from retro_ml.cluster.node_watch import NodeWatch
@@ -41,6 +43,9 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+
+_FAILURE = re.compile(r"^Failure # \d+ \(occurred at .*\)$", re.MULTILINE)
+_NAME = re.compile(r"^[\w.<>]+: ")
 
 RAY_IS_GONE = (
     "Ray is gone (its head or its node died); what was saved is whole, and the same command goes "
@@ -82,7 +87,12 @@ class TuneLauncher:
             try:
                 analysis = tune.run(
                     experiments,
-                    callbacks=[BusBridge(publish), *trackers, NodeWatch(head.read_nodes)],
+                    callbacks=[
+                        BusBridge(publish),
+                        EndNotice(),
+                        *trackers,
+                        NodeWatch(head.read_nodes),
+                    ],
                     raise_on_failed_trial=False,
                     verbose=0,
                 )
@@ -274,22 +284,24 @@ def describe_end(trial: TuneTrial, stopper: RunStopper) -> TrialEnd:
 
 def explain(trial: TuneTrial) -> str:
     """The last line of what the trial died of last; all of it goes to the log."""
-    error = _read_error(trial)
-    if error is not None:
-        logger.info("%s: %s", trial.trial_id, error)
-    cause = getattr(error, "cause", None) or error or ""
-    lines = str(cause).strip().splitlines()
-    return lines[-1] if lines else f"the trial ended as {trial.status}"
+    failure = _read_failure(trial)
+    if not failure:
+        return f"the trial ended as {trial.status}"
+    logger.info("%s: %s", trial.trial_id, failure)
+    *before, last = failure.splitlines()
+    # Below the lines of a traceback an exception's name comes before what it says.
+    return _NAME.sub("", last) if before and before[-1].startswith("  ") else last
 
 
-def _read_error(trial: TuneTrial) -> Exception | None:
-    """As this process has kept it; Tune brings it to its storage only later (2.60)."""
-    path = trial.pickled_error_file
-    if path is None or not os.path.exists(path):
-        return trial.get_pickled_error()
-    with open(path, "rb") as file:
-        error: Exception = cloudpickle.load(file)
-    return error
+def _read_failure(trial: TuneTrial) -> str:
+    """As this process has just written it; Tune brings it to its storage only later (2.60).
+
+    The same exception lies beside it as a pickle, which is left alone.
+    """
+    path = trial.error_file
+    if path is None or not Path(path).exists():
+        return ""
+    return _FAILURE.split(Path(path).read_text(errors="replace"))[-1].strip()
 
 
 __all__ = ["LaunchError", "TuneLauncher"]

@@ -250,6 +250,12 @@ def fetch_checkpoint(
     return None, faults
 
 
+def fetch_manifest(remote: RemoteFolder, agent_steps: int) -> dict[str, Any]:
+    """The manifest of a checkpoint in storage. Raises StorageError, CheckpointError."""
+    content = _get_manifest(remote, agent_steps)
+    return read_manifest(content, f"{remote.uri}/step-{agent_steps}")
+
+
 def _get_manifest(remote: RemoteFolder, steps: int) -> bytes:
     content = remote.get(f"step-{steps}/{MANIFEST_NAME}")
     if len(content) > MAX_MANIFEST_BYTES:

@@ -105,6 +105,29 @@ def load_model_archive(path: Path) -> ModelArchive:
         raise ArchiveError(f"{path} is no usable model.zip: {fault}") from fault.__cause__
 
 
+def read_agent_steps(path: Path) -> int:
+    """Taken when the model was made. Raises ArchiveError."""
+    agent_steps = load_model_archive(path).metadata.get("agent_steps")
+    if type(agent_steps) is not int:
+        raise ArchiveError(f"{path} is no usable model.zip: {METADATA} has no agent_steps")
+    return agent_steps
+
+
+def read_last_evaluation(path: Path) -> float:
+    """Mean score of the last evaluation before the model was made; a best_model.zip's own.
+
+    Raises:
+        ArchiveError: it is no usable model, or was never evaluated.
+    """
+    try:
+        score = load_model_archive(path).metadata["history"]["evaluations"][-1]["mean_score"]
+    except (LookupError, TypeError):
+        score = None
+    if type(score) not in (int, float):
+        raise ArchiveError(f"{path} tells of no evaluation")
+    return float(score)
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not allowed")
 

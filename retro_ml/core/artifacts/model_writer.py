@@ -15,7 +15,7 @@ from retro_ml.core.artifacts.checkpoint_files import (
     CheckpointError,
     load_manifest,
 )
-from retro_ml.core.artifacts.model_archive import ArchiveError, load_model_archive
+from retro_ml.core.artifacts.model_archive import ArchiveError, read_last_evaluation
 from retro_ml.core.artifacts.remote_folder import ObjectMissing, RemoteFolder
 from retro_ml.core.artifacts.run_model import save_run_model
 from retro_ml.core.artifacts.run_writer import RunWriter, plain
@@ -89,14 +89,16 @@ class ModelWriter(RunWriter):
             history=self._history.summarize(),
         )
         self._make(order)
-        if order.agent_steps == self._history.best_evaluated_step:
+        best = self._history.best_evaluation
+        if best is not None and best["agent_steps"] == order.agent_steps:
             self._make(replace(order, target=self._config.paths.best_model_path))
 
     def _make_up_for_best(self, created_at: str) -> None:
         """Killed between a checkpoint and its best_model.zip, a run has that checkpoint still."""
-        best, paths = self._history.best_evaluated_step, self._config.paths
-        if best is None:
+        evaluation, paths = self._history.best_evaluation, self._config.paths
+        if evaluation is None:
             return
+        best = evaluation["agent_steps"]
         order = _ModelOrder(
             target=paths.best_model_path,
             checkpoint=paths.checkpoint_dir(best),
@@ -145,12 +147,12 @@ class ModelWriter(RunWriter):
 
         That one may be of an evaluation whose row was cut: PBT lets a trial go back.
         """
-        path = self._config.paths.best_model_path
         try:
-            before = load_model_archive(path).metadata["history"]["evaluations"][-1]["mean_score"]
-            return order.history["evaluations"][-1]["mean_score"] >= before
-        except (ArchiveError, LookupError, TypeError):  # none, or nothing that this class wrote
+            before = read_last_evaluation(self._config.paths.best_model_path)
+        except ArchiveError:  # none, or nothing that this class wrote
             return True
+        score: float = order.history["evaluations"][-1]["mean_score"]
+        return score >= before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from retro_ml.core.artifacts.metrics_file import read_rows
@@ -64,11 +65,11 @@ class TrainingHistory:
             )
 
     @property
-    def best_evaluated_step(self) -> int | None:
-        """Agent steps at the evaluation of the highest mean score, the newest of equals."""
-        steps = {e["agent_steps"]: e["mean_score"] for e in self._evaluations}
-        scored = [step for step in steps if steps[step] is not None]
-        return max(scored, key=lambda step: (steps[step], step), default=None)
+    def best_evaluation(self) -> dict[str, Any] | None:
+        """`agent_steps` and `mean_score` of the highest, the newest of equals."""
+        scored = [one for one in self._evaluations if one["mean_score"] is not None]
+        rank = itemgetter("mean_score", "agent_steps")
+        return max(scored, key=rank, default=None)
 
     def summarize(self) -> dict[str, Any]:
         """As JSON types. Scores are means over the last 100 games, unclipped."""

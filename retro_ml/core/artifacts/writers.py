@@ -85,8 +85,8 @@ class _LinesWriter(RunWriter):
         self._path = path
         self._lines: AppendFile | None = None
         self._synced_at_s = time.monotonic()
-        self._iterations = 0
-        """Since the last checkpoint, or since the attempt began."""
+        self._iterations = self._saved_iterations = 0
+        """As Tune counts them: since this driver began; a retry goes on from the last save's."""
 
     def _open(self) -> AppendFile:
         if self._lines is None:
@@ -114,10 +114,12 @@ class _LinesWriter(RunWriter):
 
     def _sync(self, event: MetricEvent) -> None:
         """Training steps come often and may wait; all else is on the disk at once."""
-        if not _is_ordinary(event):
-            self._iterations = 0
-        elif event.event_type is EventType.TRAINING_STEP:
+        if event.event_type is EventType.TRAINING_STEP:
             self._iterations += 1
+        elif event.event_type is EventType.CHECKPOINT_SAVED:
+            self._saved_iterations = self._iterations
+        elif event.event_type is EventType.RUN_STARTED:
+            self._iterations = self._saved_iterations
         if _is_ordinary(event) and not (
             self._precedes_checkpoint(event)
             or (time.monotonic() - self._synced_at_s >= _SYNC_INTERVAL_S and PACE.allows())
@@ -129,10 +131,10 @@ class _LinesWriter(RunWriter):
 
     def _precedes_checkpoint(self, event: MetricEvent) -> bool:
         """Whether the trial saves next: a checkpoint whose rows are lost cannot be gone on from."""
-        if event.event_type is EventType.EPISODE_FINISHED:
-            return False
+        if event.event_type is not EventType.TRAINING_STEP:
+            return event.event_type is EventType.EVALUATION_FINISHED
         ends = event.data.get("step", 0) >= self._config.total_timesteps
-        return ends or self._iterations >= self._config.checkpoint_iterations
+        return ends or self._iterations % self._config.checkpoint_iterations == 0
 
     def _end(self) -> None:
         if self._lines is not None:

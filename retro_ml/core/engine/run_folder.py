@@ -24,6 +24,7 @@ from retro_ml.core.artifacts.initial_weights import InitialWeights, is_moved, sa
 from retro_ml.core.artifacts.model_archive import ArchiveError
 from retro_ml.core.artifacts.remote_folder import RemoteFolder, StorageError
 from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically, temporary_path
+from retro_ml.core.engine.model_faults import find_model_faults
 from retro_ml.core.engine.resume_point import (
     NoResumePoint,
     ResumePoint,
@@ -241,19 +242,21 @@ def _leave_alone(
     *,
     status: dict[str, Any],
 ) -> OpenRun:
-    """A finished run; but for its model, if that is gone: its last checkpoint gives it anew."""
-    if config.model_path.exists():
+    """A finished run; but for models that are not its own: its checkpoints give them anew."""
+    faults = find_model_faults(config, storage, agent_steps=status["step"])
+    if not faults:
         return OpenRun(config=config, lock=lock, finished=status)
     try:
         checkpoint = _find_resume_point(config, storage).checkpoint
     except BadRunFolder:
         checkpoint = None
     if checkpoint is None or checkpoint.agent_steps < status["step"]:
-        notice = f"warning: {config.model_path} is gone, and so is the checkpoint it was made of"
-        return OpenRun(config=config, lock=lock, finished=status, notices=(notice,))
-    notice = f"{config.model_path} is gone: it is made again from the last checkpoint"
+        lost = "it cannot be made again, the run's last checkpoint is gone"
+        notices = tuple(f"warning: {fault}: {lost}" for fault in faults)
+        return OpenRun(config=config, lock=lock, finished=status, notices=notices)
+    notices = tuple(f"{fault}: it is made again from its checkpoint" for fault in faults)
     return OpenRun(
-        config=config, lock=lock, restore_from=checkpoint, complete=True, notices=(notice,)
+        config=config, lock=lock, restore_from=checkpoint, complete=True, notices=notices
     )
 
 

@@ -18,6 +18,7 @@ from retro_ml.core.artifacts.checkpoint_files import CheckpointFolder
 from retro_ml.core.artifacts.checkpoint_mirror import (
     CheckpointMirror,
     fetch_checkpoint,
+    fetch_manifest,
     list_checkpoints,
 )
 from retro_ml.core.artifacts.folder_mirror import FolderMirror
@@ -104,6 +105,10 @@ class RunStorage:
             remote, self._paths.checkpoints_dir, newer_than=newer_than, at_most=at_most
         )
         return fetched or than, faults
+
+    def fetch_manifest(self, agent_steps: int) -> dict[str, Any]:
+        """Of a checkpoint in storage. Raises StorageError, CheckpointError."""
+        return fetch_manifest(self._run.child(self._paths.checkpoints_dir.name), agent_steps)
 
     def describe(self) -> dict[str, Any]:
         """For status.json while the run goes on."""

@@ -80,6 +80,12 @@ def hide_credentials(text: str) -> str:
     return re.sub(r"://[^/*]*:.*", "://***", text, flags=re.DOTALL)
 
 
+def hide_credentials_in(message: str) -> str:
+    """What somebody else's error says, without what the URIs in it must not hold."""
+    message = re.sub(r"://.*@", "://***@", message, flags=re.DOTALL)
+    return re.sub(r"://\S+", lambda uri: hide_credentials(uri[0]), message)
+
+
 def local_dir(output_dir: str) -> Path:
     """Where files are made that belong to `output_dir`: itself, or the staging place of a URI."""
     return staging_dir(output_dir) if is_uri(output_dir) else Path(os.path.abspath(output_dir))

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from retro_ml.core.artifacts.metrics_file import read_rows
+from retro_ml.core.artifacts.model_archive import load_model_archive
 from retro_ml.core.experiments.locations import staging_dir
 
 pytestmark = pytest.mark.integration
@@ -107,15 +108,20 @@ def nodes(s3: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     nodes.stop()
 
 
+def run_command(nodes: Nodes, *, agent_steps: int) -> list[str]:
+    command = [sys.executable, "-m", "retro_ml.run", "--game-id", "breakout", "--algorithm", "A2C"]
+    command += ["-n", str(agent_steps), "--seed", "1", "--ray-address", nodes.address]
+    command += ["--output-dir", "s3://runs/lab", "--experiment-id", "x", "--set", "use_gpu=false"]
+    command += ["--set", "checkpointing.every_steps=2080", "--set", "resources.num_cpus=1"]
+    return command
+
+
 @pytest.mark.nightly
 def test_a_trial_on_another_node_goes_by_storage_and_survives_its_node(
     nodes: Nodes, s3: Any, eventually: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = nodes.add_worker()
-    command = [sys.executable, "-m", "retro_ml.run", "--game-id", "breakout", "--algorithm", "A2C"]
-    command += ["-n", "8000", "--seed", "1", "--ray-address", nodes.address]
-    command += ["--output-dir", "s3://runs/lab", "--experiment-id", "x", "--set", "use_gpu=false"]
-    command += ["--set", "checkpointing.every_steps=2080", "--set", "resources.num_cpus=1"]
+    command = run_command(nodes, agent_steps=8_000)
     run = subprocess.Popen(command, env=nodes.environment, stderr=subprocess.PIPE, text=True)
     eventually(
         lambda: (
@@ -137,3 +143,36 @@ def test_a_trial_on_another_node_goes_by_storage_and_survives_its_node(
     there = s3.objects("runs")
     assert there["lab/x/model.zip"] == (here / "model.zip").read_bytes()
     assert "lab/x/checkpoints/step-8320/manifest.json" in there
+
+
+@pytest.mark.nightly
+def test_the_last_checkpoint_gets_through_a_slow_uplink_from_another_node(
+    nodes: Nodes, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes.add_worker()
+    asked_at_s: list[float] = []
+
+    def delay(method: str, path: str) -> None:
+        if method in ("PUT", "POST") and "/checkpoints/" in path:
+            asked_at_s.append(time.monotonic())
+            time.sleep(3.0)
+
+    s3.fault = delay
+    run = subprocess.run(
+        run_command(nodes, agent_steps=2_080),
+        check=False,
+        env=nodes.environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+
+    assert run.returncode == 0, run.stderr
+    assert "storage: all of it is in s3://runs/lab/x" in run.stderr
+    # Longer than Tune lets a trial's actor live after its last save.
+    assert asked_at_s[-1] - asked_at_s[0] > 20.0
+    monkeypatch.setenv("RETRO_ML_STAGING", nodes.environment["RETRO_ML_STAGING"])
+    here = staging_dir("s3://runs/lab") / "x"
+    assert load_model_archive(here / "model.zip").metadata["agent_steps"] == 2_080
+    there = s3.keys("runs")
+    assert {"lab/x/model.zip", "lab/x/checkpoints/step-2080/manifest.json"} <= there

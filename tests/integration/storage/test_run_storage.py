@@ -18,6 +18,7 @@ from retro_ml.core.artifacts import mirror as mirror_module
 from retro_ml.core.artifacts.checkpoint_files import prune_checkpoints, save_checkpoint_folder
 from retro_ml.core.artifacts.checkpoint_mirror import CheckpointMirror
 from retro_ml.core.artifacts.metrics_file import read_rows
+from retro_ml.core.artifacts.model_archive import load_model_archive
 from retro_ml.core.artifacts.remote_folder import RemoteFolder
 from retro_ml.core.engine import run_claim, storage_opening
 from retro_ml.core.engine.launcher import Trial, TrialEnd
@@ -67,14 +68,18 @@ class ScriptedTrial:
     def tell(self, kind: EventType, **data: Any) -> None:
         self._publish(MetricEvent.now(kind, self.config.experiment_id, data))
 
-    def train(self, first: int, last: int, *, checkpoint: bool = True) -> None:
-        """Steps `first` to `last` by tens, each with a checkpoint."""
+    def train(
+        self, first: int, last: int, *, checkpoint: bool = True, evaluation: float | None = None
+    ) -> None:
+        """Steps `first` to `last` by tens, each with a checkpoint, and an evaluation if asked."""
         for step in range(first, last + 1, 10):
             self.tell(EventType.TRAINING_STEP, step=step, reward=float(step), games=1)
+            if evaluation is not None:
+                self.tell(EventType.EVALUATION_FINISHED, step=step, reward=evaluation, games=2)
             if not checkpoint:
                 continue
             folder = self.config.paths.checkpoint_dir(step)
-            facts = {"action_meanings": ["NOOP"], "score": 100.0 - step}
+            facts = {"action_meanings": ["NOOP"], "score": 100.0 - step, "evaluation": evaluation}
             save_checkpoint_folder(folder, lambda into, s=step: save(into, s), facts=facts)
             prune_checkpoints(folder.parent, keep=2)
             self.mirror.wake()
@@ -102,10 +107,12 @@ def make_config(**fields: Any) -> ExperimentConfig:
     return ExperimentConfig(game_id="breakout", checkpointing={"keep": 2}, **fields)
 
 
-def run(script: Script, **options: Any) -> tuple[ExperimentResult, ScriptedTrial]:
+def run(
+    script: Script, config: ExperimentConfig | None = None, **options: Any
+) -> tuple[ExperimentResult, ScriptedTrial]:
     trial = ScriptedTrial(script)
     options = {"progress": "quiet", **options}
-    engine = TrainingEngine(make_config(), launcher=trial, options=RunOptions(**options))
+    engine = TrainingEngine(config or make_config(), launcher=trial, options=RunOptions(**options))
     return engine.run(), trial
 
 
@@ -192,6 +199,30 @@ def test_an_endpoint_that_goes_away_ends_nothing_and_the_same_command_sends_the_
     assert not hasattr(trial, "config")  # nothing was trained
     assert (again.success, again.exit_code) == (True, 0)
     assert s3.objects("runs") == local_files(config)
+
+
+def test_models_that_a_lost_node_left_behind_are_made_again_from_storage(s3: Any) -> None:
+    """The run was told as complete before its last checkpoint had come from another node."""
+    config = make_config(evaluation={"every_steps": 10})
+
+    def train(trial: ScriptedTrial) -> None:
+        for step, score in ((10, 2.0), (20, 9.0), (30, 5.0), (40, 4.0)):
+            trial.train(step, step, evaluation=score)
+
+    run(train, config)
+    best, last = (path.read_bytes() for path in (config.paths.best_model_path, config.model_path))
+    assert load_model_archive(config.paths.best_model_path).metadata["agent_steps"] == 20
+    config.model_path.write_bytes(best)
+    config.paths.best_model_path.unlink()
+    shutil.rmtree(config.checkpoints_dir)
+
+    again, trial = run(train, config)
+    assert not hasattr(trial, "config")  # nothing was trained
+    assert (again.success, again.exit_code) == (True, 0)
+    there = s3.objects("runs")
+    for path, before in ((config.paths.best_model_path, best), (config.model_path, last)):
+        assert load_model_archive(path).weights["w"][0] == (20 if before is best else 40)
+        assert there[f"of/mine/x/{path.name}"] == path.read_bytes()
 
 
 def test_answers_of_503_are_outlived(s3: Any) -> None:

@@ -1,15 +1,26 @@
 """What W&B and MLflow are told, and what their failure does."""
 
 import logging
+import traceback
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-from retro_ml.cluster.tracking import Tracker, describe_config, describe_result, tell_of_end
+from retro_ml.cluster.tracking import (
+    Tracker,
+    build_trackers,
+    describe_config,
+    describe_result,
+    tell_of_end,
+)
 from retro_ml.cluster.trial_actor import trial_config
+from retro_ml.core.engine.launcher import LaunchError
 from retro_ml.core.experiments.config import ExperimentConfig
+from retro_ml.core.experiments.options import RunOptions
 
 pytestmark = pytest.mark.unit
 
@@ -40,9 +51,10 @@ RESULT = {
 class Service:
     """A logger callback that notes its calls, and fails when told to."""
 
-    def __init__(self, fails: bool = False) -> None:
+    def __init__(self, fails: bool = False, says: str = "nobody answers") -> None:
         self.calls: list[tuple[Any, ...]] = []
         self._fails = fails
+        self._says = says
 
     def setup(self) -> None:
         self.calls.append(("setup",))
@@ -50,7 +62,7 @@ class Service:
     def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
         self.calls.append(("result", result))
         if self._fails:
-            raise ConnectionError("nobody answers")
+            raise ConnectionError(self._says)
 
     def log_trial_end(self, trial: Any, failed: bool = False) -> None:
         self.calls.append(("end", failed))
@@ -98,7 +110,32 @@ def test_a_service_that_fails_is_left_alone_and_training_goes_on(
 
     assert [call[0] for call in service.calls] == ["setup", "result"]
     (message,) = [r.getMessage() for r in caplog.records]
-    assert message == "wandb gets nothing more of this run: nobody answers"
+    assert message == "wandb gets nothing more of this run: ConnectionError: nobody answers"
+
+
+def test_a_service_that_fails_shows_no_credentials(caplog: pytest.LogCaptureFixture) -> None:
+    says = "API request to https://me:planted@mlflow.example:5000/api failed: refused"
+    with caplog.at_level(logging.WARNING):
+        Tracker("mlflow", Service(fails=True, says=says)).on_trial_result(0, [], None, RESULT)
+
+    assert "https://***@mlflow.example:5000/api failed: refused" in caplog.text
+    assert "planted" not in caplog.text
+
+
+def test_mlflow_that_cannot_be_used_shows_no_credentials(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(callback: Any) -> None:
+        raise ValueError("cannot parse 'postgres://me:planted/password@host/db'")
+
+    monkeypatch.setattr(MLflowLoggerCallback, "__init__", lambda callback, **words: None)
+    monkeypatch.setattr(MLflowLoggerCallback, "setup", fail)
+
+    with pytest.raises(LaunchError) as refused:
+        build_trackers(RunOptions.model_construct(track=("mlflow",)), str(tmp_path))
+
+    assert "cannot parse 'postgres://***@host/db'; set MLFLOW_TRACKING_URI" in str(refused.value)
+    assert "planted" not in "".join(traceback.format_exception(refused.value))
 
 
 def test_how_a_trial_ends_is_told() -> None:

@@ -112,6 +112,45 @@ def test_rows_are_on_the_disk_before_their_checkpoint(
     writer.close()
 
 
+def test_an_evaluations_row_is_on_the_disk_before_its_checkpoint_which_moves_no_other(
+    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune counts iterations from the start, whatever is saved in between, and on in a retry."""
+    monkeypatch.setattr("time.monotonic", lambda: 100.0)  # no second passes
+    each = config.iteration_agent_steps
+    checkpointing = config.checkpointing.model_copy(update={"every_steps": 3 * each})
+    config = config.model_copy(
+        update={"total_timesteps": 99 * each, "checkpointing": checkpointing}
+    )
+    writer, run = MetricsWriter(config), config.experiment_id
+    tell(writer, START, run, from_step=0)
+    syncs: list[str] = []
+    now = ""
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (syncs.append(now), fsync(fd)))
+
+    def train(*iterations: int) -> None:
+        nonlocal now
+        for iteration in iterations:
+            now = f"training {iteration}"
+            tell(writer, STEP, run, step=iteration * each)
+
+    train(1, 2)
+    assert syncs == []
+    now = "evaluation 2"
+    tell(writer, EventType.EVALUATION_FINISHED, run, step=2 * each, reward=3.0, games=5)
+    assert syncs == ["evaluation 2"]
+    tell(writer, SAVED, run, step=2 * each, path="/x")
+    train(3, 4)
+    assert syncs == ["evaluation 2", "training 3"]
+
+    tell(writer, START, run, from_step=2 * each)  # tried again from the last checkpoint
+    syncs.clear()
+    train(3, 4, 5, 6, 7)
+    assert syncs == ["training 3", "training 6"]
+    writer.close()
+
+
 def test_metrics_json_has_the_games_that_waited(
     config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

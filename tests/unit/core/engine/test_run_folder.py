@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retro_ml.core.artifacts.checkpoint_files import CheckpointFolder, save_checkpoint_folder
+from retro_ml.core.artifacts.checkpoint_files import (
+    ADOPTED,
+    CheckpointFolder,
+    save_checkpoint_folder,
+)
 from retro_ml.core.artifacts.initial_weights import InitialWeights, load_initial_weights
 from retro_ml.core.artifacts.metrics_file import build_header, build_row
-from retro_ml.core.artifacts.model_archive import ArchiveError
+from retro_ml.core.artifacts.model_archive import ArchiveError, save_model_archive
 from retro_ml.core.artifacts.storage import ArtifactError, temporary_path
 from retro_ml.core.engine.run_faults import BadRunFolder
 from retro_ml.core.engine.run_folder import OpenRun, open_run
@@ -56,7 +61,16 @@ def save_rows(config: ExperimentConfig, *steps: int) -> None:
         file.write((b"" if file.tell() else build_header()) + b"".join(map(build_row, rows)))
 
 
-def save_checkpoint(config: ExperimentConfig, agent_steps: int, score: float | None = 1.0) -> Path:
+def save_model(path: Path, agent_steps: int, evaluation: float | None = None) -> None:
+    weights = {"w": np.zeros(1, np.float32)}
+    history = {"evaluations": [{"mean_score": evaluation}]}
+    metadata = {"agent_steps": agent_steps, "history": history}
+    save_model_archive(path, weights=weights, config_json="{}", metadata=metadata)
+
+
+def save_checkpoint(
+    config: ExperimentConfig, agent_steps: int, score: float | None = 1.0, **facts: Any
+) -> Path:
     """A checkpoint and its row."""
 
     def write(folder: Path) -> list[Path]:
@@ -64,7 +78,9 @@ def save_checkpoint(config: ExperimentConfig, agent_steps: int, score: float | N
         return []
 
     target = config.paths.checkpoint_dir(agent_steps)
-    save_checkpoint_folder(target, write, facts={"agent_steps": agent_steps, "score": score})
+    save_checkpoint_folder(
+        target, write, facts={"agent_steps": agent_steps, "score": score, **facts}
+    )
     save_rows(config, agent_steps)
     return target
 
@@ -202,7 +218,7 @@ def test_a_finished_run_is_left_alone_unless_it_shall_be_longer(tmp_path: Path) 
     make_run_folder(config)
     checkpoint = save_checkpoint(config, 5120)
     save_status(config, state="completed", step=5120, reward=3.0)
-    config.model_path.write_bytes(b"model")
+    save_model(config.model_path, 5120)
 
     with opened(config) as run:
         assert run.finished is not None
@@ -252,15 +268,72 @@ def test_a_finished_run_without_its_model_makes_it_again(tmp_path: Path) -> None
     with opened(config) as run:  # no checkpoint of its end
         assert run.finished is not None
         assert run.notices[0].startswith("warning: ")
-        assert "model.zip is gone, and so is the checkpoint" in run.notices[0]
+        assert "model.zip is gone: it cannot be made again" in run.notices[0]
     save_checkpoint(config, 5120)
     with opened(config) as run:
         assert (run.finished, run.complete) == (None, True)
         assert "model.zip is gone: it is made again" in run.notices[0]
-    config.model_path.write_bytes(b"model")
+    save_model(config.model_path, 5120)
     with opened(config) as run:
         assert run.finished is not None
         assert run.notices == ()
+
+
+def test_a_finished_run_with_an_earlier_model_makes_it_again(tmp_path: Path) -> None:
+    """Killed before the last one came from another node, or before it was made."""
+    config = make_config(tmp_path)
+    make_run_folder(config)
+    save_status(config, state="completed", step=5120, reward=3.0)
+    save_checkpoint(config, 4096)
+    save_model(config.model_path, 4096)
+    stale = "model.zip is of 4,096 agent steps instead of 5,120: it "
+
+    with opened(config) as run:
+        assert run.finished is not None
+        assert run.notices[0].startswith("warning: ")
+        assert f"{stale}cannot be made again" in run.notices[0]
+    save_checkpoint(config, 5120)
+    with opened(config) as run:
+        assert (run.finished, run.complete) == (None, True)
+        assert f"{stale}is made again" in run.notices[0]
+    config.model_path.write_bytes(b"torn")
+    with opened(config) as run:
+        assert (run.finished, run.complete) == (None, True)
+        assert "no usable model.zip" in run.notices[0]
+
+
+def test_a_finished_run_without_its_best_model_makes_it_again_while_it_can(tmp_path: Path) -> None:
+    config = make_config(tmp_path, evaluation={"every_steps": 2048})
+    make_run_folder(config)
+    best = save_checkpoint(config, 2048, evaluation=9.0)
+    save_checkpoint(config, 5120, evaluation=4.0)
+    with config.paths.metrics_csv_path.open("ab") as file:
+        for step, score in ((2048, 9.0), (5120, 4.0)):
+            data = {"step": step, "reward": score, "games": 5}
+            file.write(build_row(MetricEvent.now(EventType.EVALUATION_FINISHED, "x", data)))
+    save_status(config, state="completed", step=5120, reward=3.0)
+    save_model(config.model_path, 5120)
+
+    with opened(config) as run:
+        assert (run.finished, run.complete) == (None, True)
+        assert getattr(run.restore_from, "agent_steps", None) == 5120
+        assert "best_model.zip is gone: it is made again" in run.notices[0]
+    save_model(config.paths.best_model_path, 5120, 4.0)
+    with opened(config) as run:
+        assert run.complete
+        assert "best_model.zip scored 4 instead of 9" in run.notices[0]
+    for score in (9.0, 9.5):  # as it should be, and of an evaluation that was gone back from
+        save_model(config.paths.best_model_path, 2048, score)
+        with opened(config) as run:
+            assert run.finished is not None
+
+    config.paths.best_model_path.unlink()
+    save_checkpoint(config, 2048, evaluation=9.0, **{ADOPTED: True})  # another run's
+    with opened(config) as run:
+        assert run.finished is not None
+    shutil.rmtree(best)
+    with opened(config) as run:
+        assert (run.finished is not None, run.notices) == (True, ())
 
 
 @pytest.mark.parametrize("algorithm", ["PPO", "A2C", "DQN"])

@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 
 from retro_ml.core.experiments.config import ExperimentConfig
-from retro_ml.core.experiments.locations import hide_credentials, is_uri, staging_dir
+from retro_ml.core.experiments.locations import (
+    hide_credentials,
+    hide_credentials_in,
+    is_uri,
+    staging_dir,
+)
 from retro_ml.core.experiments.run_paths import RunPaths
 from retro_ml.run import main
 
@@ -74,6 +79,20 @@ def test_keys_in_a_uri_are_refused_and_not_shown(
     assert "AKIAXYZ" not in errors.replace("AWS_ACCESS_KEY_ID", "")
     assert SECRET not in errors
     assert SECRET not in hide_credentials(f"what {uri}")
+    assert SECRET not in hide_credentials_in(f"{uri} failed: refused")
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("no answer from http://h/api: refused", "no answer from http://h/api: refused"),
+        ("http://me:a word@h/api failed: refused", "http://***@h/api failed: refused"),
+        ("http://h/api?token=a failed: refused", "http://h/api?*** failed: refused"),
+        ("postgres://me:a/b@h failed", "postgres://***@h failed"),
+    ],
+)
+def test_a_message_keeps_what_is_no_credential(said: str, shown: str) -> None:
+    assert hide_credentials_in(said) == shown
 
 
 def test_the_staging_place_follows_the_uri(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
