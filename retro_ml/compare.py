@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"RUN_OR_DIR: {error}", STORAGE_FAILED)
     for text in comparison.left_out:
         print(f"warning: left out: {as_line(text)}", file=sys.stderr)
+    for text in comparison.notices:
+        print(f"warning: {as_line(text)}", file=sys.stderr)
     if flags.json:
         print_answer(json.dumps(comparison.as_dict(), allow_nan=False))
     else:

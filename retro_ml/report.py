@@ -35,9 +35,9 @@ examples:
   retro-ml report runs/my-sweep
   retro-ml report s3://runs/lab/my-sweep --output reports/my-sweep
 
-Runs of one config that differ in their seed alone are taken together. Where all runs of a game
-have been through `retro-ml evaluate`, their scores are those of the evaluations, otherwise those
-of the last training games.
+Runs of one config that differ in their seed alone are taken together, and each seed counts once.
+Where all runs of a game have been through `retro-ml evaluate` since they were last trained, their
+scores are those of the evaluations, otherwise those of the last training games.
 """
 
 

@@ -54,10 +54,17 @@ class ByGroup(ABC, FIFOScheduler):
         super().__init__()
         self._planned = {trial.experiment_id: trial for trial in sweep.trials}
         self._groups: dict[str, Any] = {}
+        self._own: dict[str, Any] = {}
+        """The scheduler by trial: PBT asks for that of each waiting trial time and again."""
 
     def of(self, trial: Any) -> Any:
         """The scheduler of the trial's group."""
-        group = self.group(trial.trial_id)
+        own = self._own.get(trial.trial_id)
+        if own is None:
+            own = self._own[trial.trial_id] = self._of_group(self.group(trial.trial_id))
+        return own
+
+    def _of_group(self, group: str) -> Any:
         if group not in self._groups:
             steps = max(
                 planned.config.total_timesteps

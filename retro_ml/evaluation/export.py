@@ -12,6 +12,7 @@ the agent's own.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import tempfile
@@ -27,18 +28,13 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from retro_ml.core.artifacts.storage import replace_atomically
+from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically
 from retro_ml.envs.frames import OBSERVATION_SHAPE
 from retro_ml.evaluation.agent import Agent
 from retro_ml.evaluation.observations import collect_observations
 from retro_ml.networks.standard_form import build_standard_form
 
 ExportFormat = Literal["onnx", "torch-export", "safetensors"]
-SUFFIXES: dict[ExportFormat, str] = {
-    "onnx": ".onnx",
-    "torch-export": ".pt2",
-    "safetensors": ".safetensors",
-}
 NUM_OBSERVATIONS = 1_000
 """On which an export is compared with its agent (this project's choice)."""
 TOLERANCE = 1e-5
@@ -75,16 +71,13 @@ def export_agent(agent: Agent, *, to: ExportFormat, output: Path) -> Export:
         ExportUnavailable: a library is missing.
         ArchiveError: it has another number of actions than its game.
         ExportDiffers: it chooses other actions.
-        ArtifactError: the file cannot be written.
+        ArtifactError: the file cannot be written, or PyTorch has no folder for temporary files.
     """
-    write = {"onnx": _write_onnx, "torch-export": _write_torch, "safetensors": _write_weights}[to]
+    build = {"onnx": _build_onnx, "torch-export": _build_torch, "safetensors": _build_weights}[to]
     observations = collect_observations(agent, count=NUM_OBSERVATIONS)
-    with tempfile.TemporaryDirectory(prefix="retro-ml-export-") as folder:
-        file = Path(folder) / f"model{SUFFIXES[to]}"
-        forward = write(agent, file)
-        scores = np.concatenate([forward(part) for part in np.array_split(observations, 10)])
-        difference = _compare(agent, observations, scores)
-        content = file.read_bytes()
+    content, forward = build(agent)
+    scores = np.concatenate([forward(part) for part in np.array_split(observations, 10)])
+    difference = _compare(agent, observations, scores)
     replace_atomically(output, lambda target: target.write(content))
     outputs = ", ".join(build_standard_form(agent.network).outputs)
     signature = f"observations [B, 4, 84, 84] uint8 -> {outputs} float32"
@@ -106,7 +99,9 @@ def _compare(agent: Agent, observations: NDArray[np.uint8], scores: NDArray[np.f
     return float(np.abs(own - scores).max())
 
 
-def _write_onnx(agent: Agent, file: Path) -> Forward:
+# Each gives the file's content, and what plays by that content. They are a few MB, and made in
+# memory because a folder for temporary files may be full.
+def _build_onnx(agent: Agent) -> tuple[bytes, Forward]:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  (torch.onnx says so in a traceback only)
@@ -114,6 +109,7 @@ def _write_onnx(agent: Agent, file: Path) -> Forward:
         raise ExportUnavailable(
             f"{error.name} is not installed; pip install 'retro_ml[export]'"
         ) from None
+    _require_temporary_folder()
     module = build_standard_form(agent.network)
     with _quiet():
         program = torch.onnx.export(
@@ -127,8 +123,8 @@ def _write_onnx(agent: Agent, file: Path) -> Forward:
         )
     assert program is not None
     program.model.metadata_props.update(_describe(agent))
-    program.save(str(file), external_data=False)
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    content: bytes = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
     def forward(observations: NDArray[np.uint8]) -> NDArray[np.float32]:
         scores: NDArray[np.float32] = session.run(
@@ -136,29 +132,43 @@ def _write_onnx(agent: Agent, file: Path) -> Forward:
         )[0]
         return scores
 
-    return forward
+    return content, forward
 
 
-def _write_torch(agent: Agent, file: Path) -> Forward:
+def _build_torch(agent: Agent) -> tuple[bytes, Forward]:
+    _require_temporary_folder()
     module = build_standard_form(agent.network)
     program = torch.export.export(
         module,
         (_example(),),
         dynamic_shapes={"observations": {0: torch.export.Dim("batch")}},
     )
+    file = io.BytesIO()
     torch.export.save(program, file, extra_files=_describe(agent))
-    loaded = torch.export.load(file).module()
-    return lambda observations: _first_output(loaded, observations)
+    content = file.getvalue()
+    loaded = torch.export.load(io.BytesIO(content)).module()
+    return content, lambda observations: _first_output(loaded, observations)
 
 
-def _write_weights(agent: Agent, file: Path) -> Forward:
+def _build_weights(agent: Agent) -> tuple[bytes, Forward]:
     weights = {name: tensor.contiguous() for name, tensor in agent.network.state_dict().items()}
-    safetensors.torch.save_file(weights, file, metadata={"format": "pt", **_describe(agent)})
+    content = safetensors.torch.save(weights, metadata={"format": "pt", **_describe(agent)})
     arrays: dict[str, NDArray[Any]] = {
-        name: tensor.numpy() for name, tensor in safetensors.torch.load_file(file).items()
+        name: tensor.numpy() for name, tensor in safetensors.torch.load(content).items()
     }
     module = build_standard_form(Agent.from_weights(arrays, config=agent.config).network)
-    return lambda observations: _first_output(module, observations)
+    return content, lambda observations: _first_output(module, observations)
+
+
+def _require_temporary_folder() -> None:
+    """PyTorch's exporters ask for it while they are imported. Raises ArtifactError."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"cannot export: PyTorch needs a folder for temporary files: {error.strerror}; "
+            "make room in one of them, or TMPDIR names another"
+        ) from error
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from retro_ml.core.experiments.differences import NOT_COMPARED
 from retro_ml.evaluation import statistics
 from retro_ml.evaluation.human_scores import human_normalise
 from retro_ml.evaluation.statistics import Interval
-from retro_ml.reporting.groups import Group, settle_scores
+from retro_ml.reporting.groups import Group, describe_uncounted, settle_scores
 from retro_ml.reporting.report_tables import describe_scores
 from retro_ml.reporting.run_folders import FileFault, find_runs
 from retro_ml.reporting.run_records import RunRecord, load_run
@@ -74,6 +74,8 @@ class Comparison:
     """By field, a value for each side; a list where its runs differ among themselves."""
     standings: tuple[Standing, ...]
     left_out: tuple[str, ...]
+    notices: tuple[str, ...]
+    """What does not count, and why."""
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON types."""
@@ -82,6 +84,7 @@ class Comparison:
             "differences": {name: list(values) for name, values in self.differences.items()},
             "standings": [asdict(standing) for standing in self.standings],
             "left_out": list(self.left_out),
+            "notices": list(self.notices),
         }
 
 
@@ -109,11 +112,13 @@ def compare(sides: Sequence[Side]) -> Comparison:
     """Compares the sides, of which the first is what the others are held against."""
     sides = _tell_apart(sides)
     games = dict.fromkeys(run.config.game.label for side in sides for run in side.runs)
+    by_game = [_group(game, sides) for game in games]
     return Comparison(
         tuple(side.name for side in sides),
         _find_differences(sides),
-        tuple(standing for game in games for standing in _compare_on(game, sides)),
+        tuple(standing for groups in by_game for standing in _compare_on(groups, sides)),
         tuple(text for side in sides for text in side.left_out),
+        tuple(describe_uncounted(group for groups in by_game for group in groups)),
     )
 
 
@@ -151,13 +156,18 @@ def _values(side: Side, name: str) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-def _compare_on(game: str, sides: Sequence[Side]) -> list[Standing]:
+def _group(game: str, sides: Sequence[Side]) -> list[Group]:
+    """The runs of one game, a group for each side that has any."""
     groups = []
     for side in sides:
         runs = [run for run in side.runs if run.config.game.label == game]
         if runs:
             groups.append(Group(game, runs[0].config.algorithm, side.name, {}, runs))
     settle_scores(groups)
+    return groups
+
+
+def _compare_on(groups: Sequence[Group], sides: Sequence[Side]) -> list[Standing]:
     equal = _equal_agent_steps(groups)
     first = groups[0] if groups[0].label == sides[0].name else None
     return [_stand(group, equal=equal, first=first) for group in groups]

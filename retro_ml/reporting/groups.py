@@ -1,8 +1,8 @@
 """Runs that differ in their seed alone, taken together: curves with bands, scores with intervals.
 
 Everything over seeds counts finished runs where there are any, so that one that was stopped early
-does not pull a mean down. Intervals: 95 %, percentile bootstrap, stratified by game (Agarwal et al.
-2021, arXiv:2108.13264).
+does not pull a mean down, and each seed once, because intervals are over independent runs.
+Intervals: 95 %, percentile bootstrap, stratified by game (Agarwal et al. 2021, arXiv:2108.13264).
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ CURVE_REPETITIONS = 2_000
 """Resamples of a band, which has so many points; other intervals have 50,000."""
 MAX_CURVE_RUNS = 200
 """Runs of a group whose single curves are drawn."""
+_MAX_NAMED = 3
+"""Runs that a notice names."""
 # Who, when and where, and what watches a run without changing it.
 _NO_SETTING = NOT_COMPARED | {"experiment_id", "seed", "game_id", "preset"}
 _NO_SETTING_IN = ("checkpointing.", "evaluation.")
@@ -61,11 +63,26 @@ class Group:
         """The game's ROM."""
         return self.runs[0].rom
 
-    @property
+    @cached_property
     def counted(self) -> list[RunRecord]:
-        """The finished runs, or all where none is; without those that finished no game."""
-        scored = [run for run in self.runs if len(run.metrics.scores)]
+        """The finished runs, or all where none is; without those that finished no game.
+
+        Of several with the same config and seed, as a restart leaves them, the one that came
+        furthest, the newest of equals.
+        """
+        best: dict[tuple[str, ...], RunRecord] = {}
+        for run in self.runs:
+            if len(run.metrics.scores):
+                course = _course(run)
+                best[course] = max(best.get(course, run), run, key=_rank)
+        scored = list(best.values())
         return [run for run in scored if run.summary.state == "completed"] or scored
+
+    @cached_property
+    def doubles(self) -> list[RunRecord]:
+        """Those that do not count because another with the same config and seed does."""
+        counted = {_course(run) for run in self.counted}
+        return [run for run in self.runs if run not in self.counted and _course(run) in counted]
 
     def run_scores(self, run: RunRecord) -> NDArray[np.float64]:
         """`[E]` scores of the games that the run's final score is the mean of."""
@@ -148,17 +165,38 @@ def find_differing(runs: Sequence[RunRecord]) -> list[str]:
     """Fields of the runs' own algorithms in which they differ, that may change what they reach."""
     if not runs:
         return []
-    sections = {f"{run.config.algorithm.lower()}." for run in runs}
-    others = tuple({"ppo.", "a2c.", "dqn."} - sections)
-    names = [
-        name
-        for name in runs[0].fields
-        if name not in _NO_SETTING | _NO_RESULT and not name.startswith((*_NO_SETTING_IN, *others))
-    ]
+    names = _find_settings(runs[0], {run.config.algorithm for run in runs})
     # What an id's protocol means is told with the game.
     by_protocol = len({run.config.game.protocol for run in runs}) > 1
     names = [name for name in names if not (by_protocol and name.startswith("environment."))]
     return [name for name in names if len({repr(run.fields[name]) for run in runs}) > 1]
+
+
+def describe_uncounted(groups: Iterable[Group]) -> list[str]:
+    """What is there and does not count, though its user may think so; one line for each reason."""
+    groups = list(groups)
+    lines = []
+    doubles = [run.paths.experiment_dir.name for group in groups for run in group.doubles]
+    if doubles:
+        one = len(doubles) == 1
+        lines.append(
+            f"{_name(doubles)} {'has' if one else 'have'} the config and seed of another run and "
+            f"{'does' if one else 'do'} not count: of such runs the one that came furthest does, "
+            "the newest of equals."
+        )
+    past = [
+        f"{run.paths.experiment_dir.name} ({played.trained_agent_steps:,} of {run.agent_steps:,} "
+        "agent steps)"
+        for group in groups
+        for run in group.counted
+        if (played := run.past_evaluation) is not None
+    ]
+    if past:
+        lines.append(
+            f"Evaluated before training went on, which does not count: {_name(past)}. "
+            "`retro-ml evaluate` them again for the score of the model as it is now."
+        )
+    return lines
 
 
 def interval_of(statistic: Callable[..., Any], *samples: NDArray[np.float64]) -> Interval | None:
@@ -171,6 +209,39 @@ def interval_of(statistic: Callable[..., Any], *samples: NDArray[np.float64]) ->
         return statistic(np.concatenate(drawn, axis=-2))
 
     return statistics.bootstrap_interval(pooled, *columns)
+
+
+def _find_settings(run: RunRecord, algorithms: set[str]) -> list[str]:
+    """Fields of those algorithms that may change what a run reaches."""
+    others = tuple({"ppo.", "a2c.", "dqn."} - {f"{name.lower()}." for name in algorithms})
+    return [
+        name
+        for name in run.fields
+        if name not in _NO_SETTING | _NO_RESULT and not name.startswith((*_NO_SETTING_IN, *others))
+    ]
+
+
+def _course(run: RunRecord) -> tuple[str, ...]:
+    """Equal for runs that play the same course: by game, settings and seed."""
+    names = _find_settings(run, {run.config.algorithm})
+    values = (run.config.game.label, run.config.algorithm, run.config.seed)
+    return (*map(str, values), *(repr(run.fields[name]) for name in names))
+
+
+def _rank(run: RunRecord) -> tuple[bool, int, float]:
+    """The highest of several runs of one course counts."""
+    changed = run.summary.updated_at
+    return (
+        run.summary.state == "completed",
+        run.agent_steps,
+        changed.timestamp() if changed is not None else 0.0,
+    )
+
+
+def _name(names: Sequence[str]) -> str:
+    """`a`, `a, b`, `a, b, c and 7 more`."""
+    more = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _order(group: Group) -> tuple[Any, ...]:

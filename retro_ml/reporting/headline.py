@@ -10,7 +10,7 @@ import numpy as np
 from retro_ml.core.engine.progress_text import duration
 from retro_ml.evaluation.human_scores import SCORES, human_normalise
 from retro_ml.reporting import report_tables as tables
-from retro_ml.reporting.groups import Group
+from retro_ml.reporting.groups import Group, describe_uncounted
 from retro_ml.reporting.page import Fact
 from retro_ml.reporting.references import Reference, comparable_references
 
@@ -77,7 +77,7 @@ def build_facts(groups: Sequence[Group], references: Sequence[Reference]) -> lis
 
 
 def build_notices(groups: Sequence[Group], left_out: Sequence[str]) -> list[str]:
-    """Runs that did not end well, and files that cannot be read."""
+    """Runs that did not end well, what does not count, and files that cannot be read."""
     runs = [run for group in groups for run in group.runs]
     states = Counter(run.summary.state for run in runs)
     words = {
@@ -105,7 +105,7 @@ def build_notices(groups: Sequence[Group], left_out: Sequence[str]) -> list[str]
     if len(shown) > MOST_FAULTS:
         more = len(shown) - MOST_FAULTS
         shown = [*shown[:MOST_FAULTS], f"and {more:,} more such faults."]
-    return [*notices, *shown]
+    return [*notices, *describe_uncounted(groups), *shown]
 
 
 def is_about_games(groups: Sequence[Group]) -> bool:

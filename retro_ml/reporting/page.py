@@ -194,7 +194,9 @@ def _method() -> Markup:
         "games, then the mean over runs; bands and intervals hold 95 % (percentile bootstrap over "
         "runs, stratified by game, Agarwal et al. 2021, ",
         _paper("2108.13264"),
-        "). Runs that are not finished are left out of means where others are finished. "
+        "). Runs that are not finished are left out of means where others are finished; of runs "
+        "with the same config and seed one counts; an evaluation counts while its model is the "
+        "run's. "
         "Human-normalised: a random agent has 0, a human 1 (Wang et al. 2016, ",
         _paper("1511.06581"),
         "). A few seeds make intervals that are too narrow to trust: five to ten are usual.",

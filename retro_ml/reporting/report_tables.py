@@ -300,12 +300,15 @@ def _aggregate_row(label: str, groups: Sequence[Group]) -> tuple[Any, ...] | Non
 
 
 def _run_row(group: Group, run: RunRecord) -> tuple[Any, ...]:
-    evaluation = run.evaluation
+    past = run.past_evaluation
+    evaluation = run.evaluation or past
     remarks = [run.summary.error] if run.summary.error else []
-    if group.counted and run not in group.counted:
+    if run in group.doubles:
+        remarks.append("not counted: config and seed of another run")
+    elif group.counted and run not in group.counted:
         remarks.append("not counted in means")
-    if evaluation is not None and evaluation.trained_agent_steps not in {None, run.agent_steps}:
-        remarks.append(f"evaluated at {evaluation.trained_agent_steps:,} agent steps")
+    if past is not None:
+        remarks.append(f"evaluated at {past.trained_agent_steps:,} agent steps")
     return (
         run.name,
         run.summary.state,

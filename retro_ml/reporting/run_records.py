@@ -73,9 +73,18 @@ class RunRecord:
 
     @property
     def evaluation(self) -> PlayedEvaluation | None:
-        """The one by the protocol that the game's id means, or else any."""
+        """Of the model as it is now: by the protocol that the game's id means, or else any."""
+        now = {None, self.agent_steps}
+        return next((e for e in self._preferred() if e.trained_agent_steps in now), None)
+
+    @property
+    def past_evaluation(self) -> PlayedEvaluation | None:
+        """Where there is none of the model as it is now, one from before training went on."""
+        return next(iter(self._preferred()), None) if self.evaluation is None else None
+
+    def _preferred(self) -> list[PlayedEvaluation]:
         by_id = "machado" if self.config.game.protocol == "v5" else "noop"
-        return self.evaluations.get(by_id) or next(iter(self.evaluations.values()), None)
+        return sorted(self.evaluations.values(), key=lambda played: played.protocol != by_id)
 
     @property
     def training_time_s(self) -> float | None:

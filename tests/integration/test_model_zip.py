@@ -253,11 +253,12 @@ def test_torch_export_and_safetensors_hold_the_same(
 def test_an_export_that_acts_otherwise_is_not_written(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write_another(agent: Agent, file: Path) -> Callable[[Observations], NDArray[np.float32]]:
-        file.write_bytes(b"x")
-        return lambda observations: -agent.scores(observations)
+    def build_another(
+        agent: Agent,
+    ) -> tuple[bytes, Callable[[Observations], NDArray[np.float32]]]:
+        return b"x", lambda observations: -agent.scores(observations)
 
-    monkeypatch.setattr(export, "_write_weights", write_another)
+    monkeypatch.setattr(export, "_build_weights", build_another)
     agent = Agent.load(models["PPO"])
     with pytest.raises(export.ExportDiffers, match="other actions on"):
         export.export_agent(agent, to="safetensors", output=tmp_path / "m.safetensors")

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -70,19 +71,52 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     assert "is no usable model.zip" in lines[0]
 
 
-def test_a_missing_library_is_named_with_its_remedy(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+@pytest.fixture
+def unplayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Black screens in place of games, which take seconds."""
     monkeypatch.setattr(
         "retro_ml.evaluation.export.collect_observations",
         lambda agent, count: np.zeros((count, 4, 84, 84), np.uint8),
     )
+
+
+@pytest.mark.usefixtures("unplayed")
+def test_a_missing_library_is_named_with_its_remedy(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     exit_code, lines = call(str(model.parent), "--to", "onnx")
 
     assert exit_code == 3
     assert lines == [
         "error: --to onnx: onnxruntime is not installed; pip install 'retro_ml[export]'"
+    ]
+    assert [path.name for path in model.parent.iterdir()] == ["model.zip"]
+
+
+@pytest.mark.usefixtures("unplayed")
+def test_a_temporary_folder_that_is_full_or_gone_does_not_matter(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(model.parent / "gone"))
+
+    assert export.main([str(model), "--to", "safetensors"]) == 0
+    assert "the same action on 1,000 of 1,000" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("unplayed")
+@pytest.mark.parametrize("to", ["onnx", "torch-export"])
+def test_where_pytorch_finds_no_temporary_folder_it_is_told(
+    to: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(model)])
+    exit_code, lines = call(str(model), "--to", to)
+
+    assert exit_code == 1
+    assert lines == [
+        "error: cannot export: PyTorch needs a folder for temporary files: No usable temporary "
+        f"directory found in ['{model}']; make room in one of them, or TMPDIR names another"
     ]
     assert [path.name for path in model.parent.iterdir()] == ["model.zip"]
 

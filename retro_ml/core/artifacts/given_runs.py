@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -40,6 +40,7 @@ FETCHED_AT_ONCE = 16
 MAX_DEPTH = 4
 """Folders below the one given: output folder, sweep, experiment, and one to spare."""
 _LONGEST_PATH = 200  # characters that are shown
+_SCRATCH = "retro_ml-"
 # A name in storage may be anything; one that is followed is plain, and hidden nowhere.
 _PART = r"[A-Za-z0-9_][A-Za-z0-9 ._=+,~-]*"
 _PLAIN = re.compile(f"{_PART}(/{_PART})*", re.ASCII)
@@ -114,15 +115,16 @@ def open_model(given: str) -> Iterator[GivenModel]:
         yield _find_model(given)
         return
     remote = _open_remote(given, word="MODEL")
-    with TemporaryDirectory(prefix="retro_ml-") as folder:
+    with ExitStack() as stack:
         above, _, name = remote.uri.rpartition("/")
         is_file = name.endswith(".zip") and "://" in above
         if is_file:
             remote = _open_remote(above, word="MODEL")
-        paths = RunPaths(output_dir=folder, experiment_id=remote.uri.rpartition("/")[2])
-        paths.experiment_dir.mkdir()
-        path = paths.experiment_dir / name if is_file else paths.model_path
         try:
+            folder = stack.enter_context(TemporaryDirectory(prefix=_SCRATCH))
+            paths = RunPaths(output_dir=folder, experiment_id=remote.uri.rpartition("/")[2])
+            paths.experiment_dir.mkdir()
+            path = paths.experiment_dir / name if is_file else paths.model_path
             remote.download(path.name, path)
         except ObjectMissing:
             raise UsageError(
@@ -151,7 +153,8 @@ def open_runs(
         UsageError: a URI is none, or no run is in it; all faults.
         StorageError: storage does not answer.
     """
-    with TemporaryDirectory(prefix="retro_ml-") as scratch:
+    with ExitStack() as stack:
+        scratch: str | None = None  # runs that are here need none, nor room for it
         faults: list[str] = []
         folders = []
         for number, text in enumerate(given):
@@ -160,6 +163,8 @@ def open_runs(
                 continue
             try:
                 remote = _open_remote(text, word=word)
+                if scratch is None:
+                    scratch = stack.enter_context(TemporaryDirectory(prefix=_SCRATCH))
                 folder = Path(scratch, str(number), remote.uri.rpartition("/")[2])
                 _fetch(remote, folder, word=word, needed=needed)
                 folders.append(GivenFolder(folder, remote))
@@ -209,9 +214,13 @@ def _open_remote(given: str, *, word: str) -> RemoteFolder:
 
 
 def _cannot_fetch(word: str, remote: RemoteFolder, error: OSError) -> UsageError:
+    try:
+        into = f" into {gettempdir()}"
+    except FileNotFoundError:  # none can be written, and the error says so
+        into = ""
     return UsageError(
         [
-            f"{word}: {remote.uri} -> cannot be fetched into {gettempdir()}: {error.strerror}; "
+            f"{word}: {remote.uri} -> cannot be fetched{into}: {error.strerror}; "
             "TMPDIR names another folder"
         ]
     )

@@ -53,6 +53,7 @@ class GameNotFound(ValueError):
     """No game is known by this name."""
 
 
+@cache  # schedulers ask for the same few games of each waiting trial
 def find_game(game_id: str) -> GameSpec:
     """The game meant by `game_id`: a Gymnasium id, a ROM's name or a title, in any case.
 

@@ -136,6 +136,25 @@ def test_populations_are_of_one_game_and_algorithm() -> None:
     assert groups["pong-ppo-s1-t0000"] == groups["pong-ppo-s2-t0001"]
 
 
+def test_a_trials_population_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = SweepConfig(
+        base={"game_id": "pong", "total_timesteps": 400},
+        distributions={"ppo.gamma": {"uniform": [0.9, 0.99]}},
+        samples=3,
+        scheduler="pbt",
+    )
+    scheduler = PbtByPopulation(sweep, lambda event: None)
+    trials = [trial(planned.experiment_id) for planned in sweep.trials]
+    own = [scheduler.of(each) for each in trials]
+
+    def group(name: str) -> str:
+        raise AssertionError(f"asked once more for {name}")
+
+    monkeypatch.setattr(scheduler, "group", group)
+    assert [scheduler.of(each) for each in trials] == own
+    assert len(set(map(id, own))) == 1
+
+
 def test_no_scheduler_is_first_in_first_out() -> None:
     sweep = SweepConfig(base={"game_id": "pong"})
     assert type(build_scheduler(sweep, Past({}, []), lambda event: None)) is FIFOScheduler

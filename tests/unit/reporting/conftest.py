@@ -20,7 +20,8 @@ MakeRun = Callable[..., Path]
 def make_run(tmp_path: Path) -> MakeRun:
     """Makes a run under tmp_path/runs: `make_run("a", scores=[1, 2], seed=3, algorithm="DQN")`.
 
-    Game k ends at agent step 100 * (k + 1); an iteration of 100 steps ends there too.
+    Game k ends at agent step 100 * (k + 1); an iteration of 100 steps ends there too. Evaluations
+    are of the model at the end, or `evaluated_at` other agent steps.
     """
 
     def make(
@@ -29,6 +30,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         scores: list[float],
         state: str = "completed",
         evaluation: list[float] | None = None,
+        evaluated_at: int | None = None,
         folder: Path | None = None,
         **fields: Any,
     ) -> Path:
@@ -60,7 +62,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         if evaluation is not None:
             document = {
                 "protocol": {"name": "noop", "actions": "sampled"},
-                "trained_agent_steps": 100 * len(scores),
+                "trained_agent_steps": evaluated_at or 100 * len(scores),
                 "episodes": [{"score": score} for score in evaluation],
             }
             paths.evaluation_path("noop").write_text(json.dumps(document))

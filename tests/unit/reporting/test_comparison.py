@@ -49,6 +49,27 @@ def test_seeds_against_seeds(
     assert found["standings"][1]["probability_interval"]["high"] == 1.0
 
 
+def test_a_seed_counts_once_and_an_earlier_models_evaluation_not_at_all(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    make_run("a.before-20260102-030405", scores=[1], seed=1, folder=old, state="failed")
+    make_run("a", scores=[3], seed=1, folder=old, evaluation=[9])
+    make_run("a", scores=[5, 7], seed=1, folder=new, evaluation=[90], evaluated_at=100)
+    # Neither is the other's: what is compared may be a sweep of one seed.
+    make_run("b", scores=[8, 8], seed=1, folder=new, evaluation=[80], ppo={"clip": 0.3})
+
+    found = compare(capsys, old, new)
+    standings = [(standing["runs"], standing["score"]) for standing in found["standings"]]
+    assert standings == [(1, 3), (2, 7)]
+    doubles, past = found["notices"]
+    assert doubles.startswith("a.before-20260102-030405 has the config and seed of another run")
+    assert "does not count: a (100 of 200 agent steps)" in past
+
+    assert command.main([str(old), str(new)]) == 0
+    assert capsys.readouterr().err.splitlines() == [f"warning: {doubles}", f"warning: {past}"]
+
+
 def test_the_words(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run("a", scores=[2, 4], seed=1)
     make_run("b", scores=[2, 8], seed=2, state="running")

@@ -1,5 +1,6 @@
 """Runs taken together: what counts, curves, intervals."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,8 +8,13 @@ import numpy as np
 import pytest
 
 from retro_ml.evaluation import statistics
-from retro_ml.reporting.groups import Group, group_runs, interval_of
-from retro_ml.reporting.report_tables import aggregate_table, describe_scores, scores_table
+from retro_ml.reporting.groups import Group, describe_uncounted, group_runs, interval_of
+from retro_ml.reporting.report_tables import (
+    aggregate_table,
+    describe_scores,
+    runs_table,
+    scores_table,
+)
 from retro_ml.reporting.run_folders import find_runs
 from retro_ml.reporting.run_records import load_run
 
@@ -75,6 +81,70 @@ def test_evaluations_count_where_every_run_has_one(make_run: MakeRun, tmp_path: 
     (group,) = groups_below(tmp_path / "both")
     assert (group.is_evaluated, group.score()) == (True, 22.5)
     assert describe_scores(group) == "1 to 2 evaluation games (noop)"
+
+
+def test_an_evaluation_of_an_earlier_model_does_not_count(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    make_run("a", scores=[1, 3], seed=1, evaluation=[90], evaluated_at=100)
+    (group,) = groups_below(tmp_path)
+
+    assert (group.is_evaluated, group.score()) == (False, 2)
+    assert describe_scores(group) == "the last 2 training games"
+    assert describe_uncounted([group]) == [
+        "Evaluated before training went on, which does not count: a (100 of 200 agent steps). "
+        "`retro-ml evaluate` them again for the score of the model as it is now."
+    ]
+    (row,) = runs_table([group], lambda run: "").rows
+    assert (row[8], row[-1]) == (90, "evaluated at 100 agent steps")
+
+
+def test_of_two_protocols_the_evaluation_of_the_present_model_counts(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = make_run("a", scores=[1, 3], evaluation=[90], evaluated_at=100)
+    other = json.loads((run / "evaluation-noop.json").read_text())
+    other |= {"trained_agent_steps": 200, "episodes": [{"score": 7}]}
+    (run / "evaluation-machado.json").write_text(json.dumps(other))
+    (group,) = groups_below(tmp_path)
+
+    assert (group.is_evaluated, group.score()) == (True, 7)
+    assert describe_uncounted([group]) == []
+
+
+def test_a_seed_counts_once(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("a.before-20260102-030405", scores=[1, 1], seed=1)
+    newest = make_run("a", scores=[5, 5], seed=1)
+    make_run("cut-off", scores=[9], seed=1, state="lost", total_timesteps=200)
+    make_run("b", scores=[7, 7], seed=2)
+    status = json.loads((newest / "status.json").read_text())
+    status["updated_at"] = "2026-01-03T00:00:00+00:00"
+    (newest / "status.json").write_text(json.dumps(status))
+    (group,) = groups_below(tmp_path)
+
+    assert [run.name for run in group.counted] == ["a", "b"]
+    assert list(group.final_scores()) == [5, 7]
+    assert describe_uncounted([group]) == [
+        "a.before-20260102-030405, cut-off have the config and seed of another run and do not "
+        "count: of such runs the one that came furthest does, the newest of equals."
+    ]
+    remarks = {row[0]: row[-1] for row in runs_table([group], lambda run: "").rows}
+    assert remarks == {
+        "a.before-20260102-030405": "not counted: config and seed of another run",
+        "a": None,
+        "cut-off": "not counted: config and seed of another run",
+        "b": None,
+    }
+
+
+def test_of_unfinished_runs_of_a_seed_the_furthest_counts(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    make_run("far", scores=[1, 1, 1], seed=1, state="interrupted", total_timesteps=400)
+    make_run("near", scores=[5], seed=1, state="interrupted", total_timesteps=400)
+    (group,) = groups_below(tmp_path)
+
+    assert [run.name for run in group.counted] == ["far"]
 
 
 def test_the_curve_is_the_mean_over_runs_with_its_band(make_run: MakeRun, tmp_path: Path) -> None:

@@ -248,6 +248,19 @@ def test_a_sweep_with_runs_of_every_kind(
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_what_does_not_count_is_told_at_the_top(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("a.before-20260102-030405", scores=[1, 1], seed=1, state="interrupted")
+    make_run("a", scores=[5, 7], seed=1, evaluation=[90], evaluated_at=100)
+
+    assert command.main([str(tmp_path / "runs"), "--quiet"]) == 0
+
+    top = read(tmp_path / "runs").text.split("Final scores")[0]
+    assert "score over the last 2 training games" in top
+    assert "a.before-20260102-030405 has the config and seed of another run" in top
+    assert "Evaluated before training went on, which does not count: a (100 of 200" in top
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_several_folders_into_one_and_the_same_run_once(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

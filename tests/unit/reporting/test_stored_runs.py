@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from retro_ml import compare, report
+from retro_ml import compare, evaluate, report
 from retro_ml import list as listing
 from retro_ml.core.artifacts import given_runs
 from retro_ml.core.artifacts.given_runs import GivenFolder, open_runs
@@ -172,6 +172,45 @@ def test_storage_that_does_not_answer_is_exit_code_3(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert "s3://runs/lab: the endpoint does not answer" in lines[0]
+
+
+@pytest.fixture(params=["gone", "none"])
+def no_scratch(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The folder for temporary files is gone, or none could be found; what is said of it."""
+    gone = tmp_path / "gone"
+    if request.param == "gone":
+        monkeypatch.setattr(tempfile, "tempdir", str(gone))
+        return f" into {gone}: No such file or directory"
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(gone)])
+    return f": No usable temporary directory found in ['{gone}']"
+
+
+@pytest.mark.usefixtures("no_scratch")
+def test_runs_that_are_here_need_no_temporary_folder(make_run: MakeRun) -> None:
+    one, two = make_run("a", scores=[1]), make_run("b", scores=[2])
+    assert listing.main([str(one.parent)]) == 0
+    assert compare.main([str(one), str(two)]) == 0
+    assert report.main([str(one.parent), "--quiet"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "word"),
+    [
+        (listing.main, "DIR"),
+        (report.main, "RUN_OR_SWEEP_DIR"),
+        (lambda argv: compare.main([*argv, "x"]), "RUN_OR_DIR"),
+        (evaluate.main, "MODEL"),
+    ],
+)
+def test_without_a_temporary_folder_storage_is_refused_in_words(
+    command: Any, word: str, uri: str, no_scratch: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command([f"{uri}/a"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert lines == [
+        f"error: {word}: {uri}/a -> cannot be fetched{no_scratch}; TMPDIR names another folder"
+    ]
 
 
 def test_names_that_lead_elsewhere_are_not_followed(

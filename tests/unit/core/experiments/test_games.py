@@ -53,6 +53,11 @@ def test_spellings_without_sticky_actions(game_id: str, rom: str) -> None:
     assert (game.rom, game.protocol, game.sticky_actions) == (rom, "noframeskip-v4", 0.0)
 
 
+def test_a_game_is_looked_up_once() -> None:
+    """Schedulers ask for it of each waiting trial at each event."""
+    assert find_game("Ms. Pac-Man") is find_game("Ms. Pac-Man")
+
+
 @pytest.mark.parametrize("game_id", ["ALE/Breakout-v5", "ale/breakout-v5", "Breakout-v5"])
 def test_v5_has_sticky_actions(game_id: str) -> None:
     assert find_game(game_id) == GameSpec(rom="breakout", protocol="v5", sticky_actions=0.25)
