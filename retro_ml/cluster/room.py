@@ -54,6 +54,7 @@ class Room:
         self._read_nodes = read_nodes
         self._nodes = cluster.all_nodes
         self._kinds = {_kind(planned.config): planned.config for planned in sweep.trials}
+        self._left = {planned.experiment_id: _kind(planned.config) for planned in sweep.trials}
         self._trials = len(sweep.trials)
         self._asked = sweep.max_concurrent
         self._most = min(self._asked or self._trials, self._trials)
@@ -76,6 +77,10 @@ class Room:
             self._nodes = self._nodes if nodes is None else nodes
             self._fit, self._counted_at_s = self._count_begun(), time.monotonic()
         return self._fit
+
+    def trial_ended(self, experiment_id: str) -> None:
+        """From the next look on, its size counts only where another trial has it as well."""
+        self._left.pop(experiment_id, None)
 
     def place(self, config: ExperimentConfig) -> tuple[int, float]:
         """CPUs of a trial's main process and GPUs of the trial."""
@@ -139,15 +144,19 @@ class Room:
         return count_at_once(bundles_of(resources, cpus, gpus, memory_bytes), self._nodes)
 
     def _count_begun(self) -> int:
-        """Trials that the nodes have room for, and those that ask for more nodes."""
+        """Trials that the nodes have room for, and those that ask for more nodes.
+
+        Any that is left may be the next one, so as many as there is room for of the largest.
+        """
         if self._cluster.embedded:
             return self.concurrent
+        left = [self._kinds[kind] for kind in set(self._left.values())]
         fit = min(
             count_at_once(
                 bundles_of(config.resources, *self.place(config), self.place_memory(config)),
                 self._nodes,
             )
-            for config in self._kinds.values()
+            for config in left or self._kinds.values()
         )
         if self._options is not None and self._options.wait_for_nodes:
             # What waits for room makes an autoscaler act.

@@ -68,6 +68,8 @@ class TuneSweepLauncher(TuneLauncher):
             HeadWatch(embedded=cluster.embedded) as head,
         ):
             room = Room(sweep, cluster, options, read_nodes=head.read_nodes)
+            for name in source.ended_before:
+                room.trial_ended(name)
             configs = [planned.config for planned in sweep.trials]
             prove_nodes(configs, embedded=cluster.embedded)
             hours = min(sweep.max_hours or math.inf, options.max_hours or math.inf)
@@ -212,6 +214,11 @@ class TrialFeed(SearchAlgorithm):
         self.live[tune_trial.trial_id] = tune_trial
         return tune_trial
 
+    def trial_ended(self, name: str) -> None:
+        """There is room again."""
+        self.live.pop(name, None)
+        self._room.trial_ended(name)
+
     def _build(self, trial: Trial) -> TuneTrial:
         config = trial.config
         cpus, gpus = self._room.place(config)
@@ -278,7 +285,7 @@ class SweepCallback(Callback):
         self._end(TrialEnd(trial.trial_id, "failed", explain(trial), exit_code=1))
 
     def _end(self, end: TrialEnd) -> None:
-        self._feed.live.pop(end.experiment_id, None)
+        self._feed.trial_ended(end.experiment_id)
         self._source.trial_ended(end)
 
 

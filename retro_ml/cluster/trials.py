@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune import CheckpointConfig, Experiment, Stopper
+from ray.tune import Callback, CheckpointConfig, Experiment, Stopper
 from ray.tune.experiment import Trial as TuneTrial
 
 from retro_ml.cluster.bus_bridge import BusBridge, experiment_id
@@ -91,6 +91,7 @@ class TuneLauncher:
                         BusBridge(publish),
                         EndNotice(),
                         *trackers,
+                        TrialView(stopper),
                         NodeWatch(head.read_nodes),
                     ],
                     raise_on_failed_trial=False,
@@ -129,6 +130,7 @@ class RunStopper(Stopper):
         self._stop_requested = stop_requested
         self._head = head
         self._heard = False
+        self.trials: list[TuneTrial] = []
         self.interrupted: set[str] = set()
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -149,22 +151,35 @@ class RunStopper(Stopper):
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune saves its experiments with their stopper; events and threads cannot be saved."""
-        return {**self.__dict__, "_stop_requested": None, "_head": None}
+        return {**self.__dict__, "_stop_requested": None, "_head": None, "trials": []}
 
     def stop_all(self) -> bool:
-        """Each trial ends by itself, so that each leaves a checkpoint.
+        """Each trial that runs ends by itself, so that each leaves a checkpoint.
 
-        But for those that have done nothing yet when all are to end.
+        But for those that have done nothing yet, or wait for a node, when all are to end.
 
         Raises:
             HeadLost: nothing can be asked of the trials any more.
         """
         if self._head.lost:
             raise HeadLost
-        if self._heard or not self._stop_requested.is_set():
-            return False
-        self.interrupted.update(self._totals)
-        return True
+        running = any(trial.status == TuneTrial.RUNNING for trial in self.trials)
+        if self._stop_requested.is_set() and not (self._heard and running):
+            waiting = (trial for trial in self.trials if not trial.is_finished())
+            self.interrupted.update(experiment_id(trial) for trial in waiting)
+            return True
+        return self._heard and not running and time.monotonic() >= self._deadline
+
+
+class TrialView(Callback):
+    """Shows a stopper Tune's trials."""
+
+    def __init__(self, stopper: RunStopper) -> None:
+        self._stopper = stopper
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Tune's own list, which grows."""
+        self._stopper.trials = trials
 
 
 def build_experiment(

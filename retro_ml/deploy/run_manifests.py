@@ -196,9 +196,11 @@ def _resize(base: Manifest, *, cpus: int, gpus: float, memory_gib: int) -> Manif
         sizes.pop(GPU, None)
         if gpus:
             sizes[GPU] = str(math.ceil(gpus))
-    pod = group["template"]["spec"]
-    if not gpus and GPU in _limits(base):  # nothing ties it to machines with GPUs
-        del pod["nodeSelector"]
+    if gpus:
+        return group
+    group["rayStartParams"]["num-gpus"] = "0"
+    if GPU in _limits(base):  # nothing lets it onto machines that are kept for GPUs
+        pod = group["template"]["spec"]
         pod["tolerations"] = [other for other in pod["tolerations"] if other["key"] != GPU]
     return group
 

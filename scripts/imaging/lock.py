@@ -87,7 +87,9 @@ def _resolve(pip: list[str], wanted: list[str], *, only_pypi: bool = False) -> d
     """Name -> `name==version --hash=...` of everything that `wanted` takes."""
     env = dict(os.environ)
     if only_pypi:
-        env = {name: value for name, value in env.items() if name != "PIP_FIND_LINKS"}
+        # PIP_INDEX_URL stays: a mirror of PyPI.
+        others = ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL")
+        env = {name: value for name, value in env.items() if name not in others}
         env["PIP_CONFIG_FILE"] = os.devnull
     command = [*pip, "install", "--quiet", "--dry-run", "--ignore-installed", "--only-binary=:all:"]
     report = subprocess.run(

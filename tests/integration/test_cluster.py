@@ -197,6 +197,23 @@ def test_a_run_whose_only_node_died_says_so_and_goes_on_with_the_next(
 
 
 @pytest.mark.nightly
+def test_a_run_that_waits_for_a_node_can_be_stopped(
+    nodes: LocalNodes, call: Command, tmp_path: Path
+) -> None:
+    node = nodes._cluster.add_node(num_cpus=2, object_store_memory=100_000_000)
+    words = words_of(tmp_path, "waiting", "--set", "resources.num_cpus=2", agent_steps=20_000)
+    assert call("submit", "--no-wait", "--", *words).returncode == 0
+    folder = tmp_path / "waiting"
+    wait_for(folder, "checkpoint_saved")
+    nodes._cluster.remove_node(node, allow_graceful=False)
+    wait_for_line(folder, "no node has room for waiting, waiting for one: the run")
+    assert call("submit", "--job-id", "waiting", "--stop").returncode == 0
+    followed = call("submit", "--job-id", "waiting")
+    assert followed.returncode == 128 + signal.SIGTERM, followed.stdout + followed.stderr
+    assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
+
+
+@pytest.mark.nightly
 def test_a_stopped_job_saves_a_checkpoint_and_goes_on(call: Command, tmp_path: Path) -> None:
     words = words_of(tmp_path, "stopped", agent_steps=40_000)
     assert call("submit", "--no-wait", "--", *words).returncode == 0

@@ -132,9 +132,9 @@ class ModelWriter(RunWriter):
         if order.target == self._config.paths.best_model_path and not fit:
             return
         save_run_model(
-            order.target,
             self._config,
             weights,
+            path=order.target,
             agent_steps=order.agent_steps,
             score=plain(manifest.get("score")),
             action_meanings=manifest["action_meanings"],

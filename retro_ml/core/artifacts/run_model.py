@@ -31,10 +31,10 @@ _OBSERVATION = {"shape": [4, 84, 84], "dtype": "uint8"}
 
 
 def save_run_model(
-    path: Path,
     config: ExperimentConfig,
     weights: Weights,
     *,
+    path: Path,
     agent_steps: int,
     score: float | None,
     action_meanings: list[str],
@@ -44,9 +44,9 @@ def save_run_model(
     """Replaces a model.zip of the run atomically. Raises ArtifactError.
 
     Args:
-        path: its model.zip or best_model.zip.
         config: the run.
         weights: float32 arrays of its network by name.
+        path: its model.zip or best_model.zip.
         agent_steps: taken so far.
         score: mean of the last 100 games; None before the first.
         action_meanings: `ale_py`'s names, in the order of the actions.

@@ -201,3 +201,26 @@ def test_no_more_begin_on_a_cluster_than_have_room_unless_it_may_grow() -> None:
     assert Room(sweep, cluster, read_nodes=lambda: nodes).most_begun == 2
     grows = RunOptions(wait_for_nodes=True)
     assert Room(sweep, cluster, grows, read_nodes=lambda: nodes).most_begun == 8
+
+
+def test_a_size_counts_as_long_as_a_trial_of_it_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "LOOK_S", 0.0)
+    nodes = (Node(cpus=16.0, memory_bytes=22e9),)
+    base = {
+        "game_id": "pong",
+        "total_timesteps": 10_000_000,
+        "resources": {"num_cpus": 1},
+    }
+    sweep = SweepConfig(base=base, grid={"algorithm": ["DQN", "PPO"], "seed": [*range(16)]})
+    cluster = Cluster(cpus=16, gpus=0.0, nodes=nodes)
+    mixed = Room(sweep, cluster, read_nodes=lambda: nodes)
+    large = [one.experiment_id for one in sweep.trials if one.config.algorithm == "DQN"]
+    assert mixed.most_begun == 2
+    for name in large[1:]:
+        mixed.trial_ended(name)
+    assert mixed.most_begun == 2
+    mixed.trial_ended(large[0])
+    assert mixed.most_begun == 16
+    for planned in sweep.trials:
+        mixed.trial_ended(planned.experiment_id)
+    assert mixed.most_begun == 2  # nothing is left to begin

@@ -17,11 +17,16 @@ from typing import Any, ClassVar
 
 import pytest
 import yaml
+from imaging import lock
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from ray.train._internal.worker_group import create_executable_class
 
+from retro_ml.cluster.trial_actor import TrialActor
 from retro_ml.core.engine.launcher import LaunchError
+from retro_ml.rllib.env_runner import AtariEnvRunner
+from retro_ml.rllib.learner import AtariLearner
 
 pytestmark = pytest.mark.unit
 
@@ -33,6 +38,7 @@ BUILD, FINAL = re.split(r"^FROM .* AS build$", DOCKERFILE, flags=re.MULTILINE)[1
     "FROM ${BASE_IMAGE}\n"
 )
 COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
+COMPOSE_GPU = yaml.safe_load((DOCKER / "compose.gpu.yaml").read_text(encoding="utf-8"))
 LINE = re.compile(r"(?P<name>[a-z0-9-]+)==(?P<version>[^ ]+) --hash=sha256:[0-9a-f]{64}")
 RELOCK = "run scripts/lock_requirements"
 
@@ -73,6 +79,27 @@ def test_the_wheel_is_made_by_the_build_system_of_the_project() -> None:
         assert build[canonicalize_name(requirement.name)] in requirement.specifier, RELOCK
 
 
+def test_pytorch_with_cuda_is_looked_for_where_no_other_build_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """But a mirror of PyPI is asked in its place."""
+    asked: list[dict[str, str]] = []
+
+    def pip(command: list[str], *, env: dict[str, str], **more: Any) -> Any:
+        asked.append(env)
+        return SimpleNamespace(stdout='{"install": []}')
+
+    monkeypatch.setattr(lock.subprocess, "run", pip)
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
+        monkeypatch.setenv(name, "https://example.invalid")
+    lock._resolve(["pip"], ["torch"], only_pypi=True)
+    lock._resolve(["pip"], ["torch"])
+    named = [{name for name in env if name.startswith("PIP_")} for env in asked]
+    assert "PIP_INDEX_URL" in named[0]
+    assert not named[0] & {"PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"}
+    assert {"PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"} <= named[1]
+
+
 def test_hadolint_has_nothing_to_say() -> None:
     path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin"
     hadolint = shutil.which("hadolint", path=path)
@@ -106,6 +133,11 @@ def test_what_goes_to_a_bucket_is_staged_where_there_is_room() -> None:
     for group in groups:
         volumes = {volume["name"]: volume for volume in group["template"]["spec"]["volumes"]}
         assert volumes["tmp"]["emptyDir"] == {}
+
+
+def test_the_image_asks_for_no_gpu_by_itself() -> None:
+    """Who asks for one names it; where NVIDIA's runtime is the default one, `all` gives all."""
+    assert "NVIDIA_VISIBLE_DEVICES" not in DOCKERFILE
 
 
 def test_nothing_is_installed_in_the_final_stage() -> None:
@@ -207,6 +239,21 @@ def test_training_waits_for_a_cluster_and_stops_in_time() -> None:
     assert services["train"]["profiles"]
 
 
+def test_the_workers_are_as_many_whatever_compose_is_asked_for() -> None:
+    assert COMPOSE["services"]["worker"]["scale"] == "${WORKERS:-1}"
+
+
+def test_one_worker_has_all_gpus_and_ray_counts_them() -> None:
+    """Docker gives a count's GPUs from the first on, so that two workers would share one."""
+    assert COMPOSE_GPU["services"].keys() == {"worker"}
+    worker = COMPOSE_GPU["services"]["worker"]
+    assert worker["scale"] == 1
+    (device,) = worker["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", "all", ["gpu"])
+    command = worker.get("command", COMPOSE["services"]["worker"]["command"])
+    assert not [word for word in command if word.startswith("--num-gpus")]
+
+
 # docker/bin/.
 
 
@@ -237,6 +284,17 @@ def load(name: str) -> ModuleType:
 )
 def test_runs_are_told_from_other_processes(command: str, trains: bool) -> None:
     assert load("end-node").is_driver(command.split()) is trains
+
+
+def test_the_parts_of_a_trial_are_told_from_other_processes() -> None:
+    """Ray's titles: the actor's class, and the method that it is at (2.60)."""
+    parts = [TrialActor, AtariEnvRunner, create_executable_class(AtariLearner)]
+    titles = [f"ray::{part.__name__}{at}" for part in parts for at in ("", ".__init__", ".apply")]
+    titles.append("ray::_RayTrainWorker__execute._setup_torch_process_group")
+    end_node = load("end-node")
+    others = ["ray::IDLE", "ray::JobSupervisor.ping", "ray::DashboardAgent", "raylet"]
+    end_node.read_processes = lambda: enumerate([title] for title in [*titles, *others])
+    assert end_node.find_parts() == [*range(len(titles))]
 
 
 def test_a_node_ends_after_its_runs(tmp_path: Path) -> None:
@@ -353,7 +411,7 @@ def test_services_are_known_to_compose() -> None:
     """Keys that a service of the Compose specification has; a mistyped one would be refused."""
     known = {"image", "user", "read_only", "cap_drop", "security_opt", "tmpfs", "environment",
              "networks", "build", "command", "ports", "volumes", "shm_size", "stop_grace_period",
-             "mem_limit", "depends_on", "cpus", "profiles", "entrypoint"}  # fmt: skip
+             "mem_limit", "depends_on", "cpus", "profiles", "entrypoint", "scale"}  # fmt: skip
     services: dict[str, Any] = COMPOSE["services"]
     for service in services.values():
         assert service.keys() <= known

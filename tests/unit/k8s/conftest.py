@@ -18,6 +18,7 @@ FOLDERS = sorted(path.name for path in (manifests_folder() / "overlays").iterdir
 COMPOSED = {
     "s3": ["s3", "run-cluster"],
     "s3-identity": ["s3", "s3-identity", "gpu", "run-cluster"],
+    "s3-identity-autoscaling": ["s3", "autoscaling", "s3-identity", "run-cluster"],
     "spot-autoscaling": ["pvc", "gpu", "spot", "autoscaling", "run-cluster"],
 }
 ROOT = Path(__file__).parents[3]

@@ -143,6 +143,30 @@ def test_the_cluster_asks_for_a_token_and_leaves_work_to_workers(
             assert cluster["autoscalerOptions"]["version"] == "v2"
 
 
+def test_ray_counts_a_gpu_only_where_the_pod_asks_for_one(manifests: list[Manifest]) -> None:
+    """Elsewhere it would count those that a machine shows to every pod."""
+    for manifest in customs(manifests):
+        cluster = cluster_of(manifest)
+        for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+            (container,) = group["template"]["spec"]["containers"]
+            asks = "nvidia.com/gpu" in container["resources"]["limits"]
+            assert group["rayStartParams"].get("num-gpus") == (None if asks else "0")
+
+
+def test_no_label_ties_a_pod_to_machines_with_gpus(pods: list[Manifest]) -> None:
+    """None tells of them on every cluster, nor on a machine that is still to be started."""
+    for pod in pods:
+        assert "nodeSelector" not in pod["spec"]
+        assert "nvidia" not in str(pod["spec"].get("affinity"))
+
+
+def test_a_sweep_asks_for_workers_where_the_cluster_scales(manifests: list[Manifest]) -> None:
+    for manifest in customs(manifests):
+        entrypoint = manifest["spec"].get("entrypoint", "")
+        if cluster_of(manifest).get("enableInTreeAutoscaling") and "sweep" in entrypoint.split():
+            assert "--wait-for-nodes" in entrypoint.split()
+
+
 def test_kueue_takes_the_job(manifests: list[Manifest]) -> None:
     """It manages no jobs that scale themselves, and starts those that begin suspended."""
     for manifest in customs(manifests):
@@ -208,7 +232,12 @@ def test_runs_are_kept_where_head_and_workers_see_them(manifests: list[Manifest]
             elif "envFrom" in container:
                 assert container["envFrom"] == [{"secretRef": {"name": "retro-ml-s3"}}]
             else:  # by the service account's role
-                (account,) = [m for m in manifests if m["kind"] == "ServiceAccount"]
+                (account,) = [
+                    m
+                    for m in manifests
+                    if m["kind"] == "ServiceAccount"
+                    and m["metadata"]["name"] == pod["serviceAccountName"]
+                ]
                 assert "eks.amazonaws.com/role-arn" in account["metadata"]["annotations"]
 
 

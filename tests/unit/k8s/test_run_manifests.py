@@ -104,13 +104,14 @@ def test_a_part_of_a_gpu_takes_a_whole_one_of_kubernetes(gpus: float, limit: str
     assert made["trainer"][1]["nvidia.com/gpu"] == limit
 
 
-def test_only_pods_with_a_gpu_are_tied_to_machines_that_have_one() -> None:
+def test_only_pods_with_a_gpu_may_go_where_machines_are_kept_for_gpus() -> None:
     resources = {"num_env_runners": 4}
     manifests = run_of("gpu-spot", resources=resources)
     trainer, players = job_of(manifests)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
-    assert trainer["template"]["spec"]["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
+    assert "nvidia.com/gpu" in {
+        toleration["key"] for toleration in trainer["template"]["spec"]["tolerations"]
+    }
     pod = players["template"]["spec"]
-    assert "nodeSelector" not in pod
     assert "nvidia.com/gpu" not in str(pod)
     assert pod["priorityClassName"] == "retro-ml-spot"
 
