@@ -159,6 +159,7 @@ def test_a_dueling_network_stays_ours_and_the_archive_says_so(tmp_path: Path) ->
     save_run_model(
         config,
         {name: tensor.numpy() for name, tensor in network.state_dict().items()},
+        path=config.model_path,
         agent_steps=0,
         score=None,
         action_meanings=["NOOP", "FIRE", "RIGHT", "LEFT"],

@@ -62,6 +62,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_run_model(
         config,
         load_weights(),
+        path=config.model_path,
         agent_steps=500_736,
         score=17.7,
         action_meanings=["NOOP", "FIRE", "RIGHT", "LEFT"],

@@ -343,15 +343,9 @@ class SweepEngine:
         return None
 
     def _deliver(self, result: SweepResult) -> SweepResult:
-        """Waits for what is still to be sent.
-
-        A signal ends the waiting, but for a SIGTERM that repeats the one that ended the training.
-        """
-        with StopSignals(
-            on_first=self._storage.give_up,
-            before_exit=self._progress.restore_terminal,
-            asked_by=self._stop.signum,
-        ):
+        """Waits for what is still to be sent; a signal ends the waiting."""
+        restore_terminal = self._progress.restore_terminal
+        with StopSignals(on_first=self._storage.give_up, before_exit=restore_terminal):
             self._send_past()
             delivery = self._storage.finish()
         if delivery is None:

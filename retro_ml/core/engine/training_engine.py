@@ -45,7 +45,6 @@ class TrainingEngine:
         self._launcher = launcher
         self._options = RunOptions() if options is None else options
         self._read_initial = read_initial
-        self._stopped_by: int | None = None
 
     def run(self) -> ExperimentResult:
         """Train to the end, however it comes.
@@ -95,7 +94,6 @@ class TrainingEngine:
                 took_s = time.monotonic() - started_s
                 if end.state == "completed":
                     films.finish(stopped=lambda: stop.signum is not None)
-            self._stopped_by = stop.signum
             result = build_result(session.config, end, session.tally, training_time_s=took_s)
             logger.info("%s, exit code %d", result.state, result.exit_code)
         return result
@@ -105,13 +103,9 @@ class TrainingEngine:
     ) -> ExperimentResult:
         """Waits for what is still to be sent; a run whose files are not there did not do its job.
 
-        A signal ends the waiting, but for a SIGTERM that repeats the one that ended the training.
+        A signal ends the waiting.
         """
-        with StopSignals(
-            on_first=storage.give_up,
-            before_exit=progress.restore_terminal,
-            asked_by=self._stopped_by,
-        ):
+        with StopSignals(on_first=storage.give_up, before_exit=progress.restore_terminal):
             delivery = storage.deliver()
         code = result.exit_code or (0 if delivery.complete else LaunchError.exit_code)
         return dataclasses.replace(result, storage=delivery, exit_code=code)

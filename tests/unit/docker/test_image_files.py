@@ -297,20 +297,37 @@ def test_the_parts_of_a_trial_are_told_from_other_processes() -> None:
     assert end_node.find_parts() == [*range(len(titles))]
 
 
-def test_a_node_ends_after_its_runs(tmp_path: Path) -> None:
-    """A stand-in for a run takes SIGTERM and half a second; `ray stop` comes after its end."""
-    program = "import signal, sys, time\n"
-    program += f"done = open({str(tmp_path / 'order')!r}, 'a')\n"
-    program += "def end(*_):\n    time.sleep(0.5)\n    print('run', file=done)\n    sys.exit(143)\n"
-    program += "signal.signal(signal.SIGTERM, end)\nprint('on', flush=True)\ntime.sleep(60)\n"
+RUN = """
+import sys, time
+from retro_ml.core.engine.stop_signals import StopSignals
+
+asked = []
+with StopSignals(on_first=lambda: asked.append(True), before_exit=lambda: None):
+    print("on", flush=True)
+    while not asked:
+        time.sleep(0.05)
+    print("asked", flush=True)
+    time.sleep(1.0)
+    with open({order!r}, "a") as done:
+        print("run", file=done)
+sys.exit(143)
+"""
+
+
+@pytest.mark.parametrize("is_stopping", [False, True])
+def test_a_node_ends_after_its_runs_and_asks_none_twice(tmp_path: Path, is_stopping: bool) -> None:
+    """A stand-in for a run, with its real signals; `ray stop` comes after its end."""
     script = tmp_path / "retro-ml"
-    script.write_text(program)
+    script.write_text(RUN.format(order=str(tmp_path / "order")))
     ray = tmp_path / "ray"
     ray.write_text(f"#!/bin/sh\necho ray $1 >> {tmp_path / 'order'}\n")
     ray.chmod(0o755)
     run = subprocess.Popen([sys.executable, str(script), "run"], stdout=subprocess.PIPE, text=True)
     assert run.stdout is not None
     assert run.stdout.readline() == "on\n"
+    if is_stopping:  # by Ray's jobs API, in truth
+        run.terminate()
+        assert run.stdout.readline() == "asked\n"
     only_ours = (
         f"import runpy, sys\nsys.argv = ['end-node', '30']\n"
         f"module = runpy.run_path({str(DOCKER / 'bin/end-node')!r})\n"

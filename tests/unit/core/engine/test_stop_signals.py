@@ -1,52 +1,38 @@
-"""Which signal asks to stop, which is a repetition, and which ends the process at once."""
+"""Signals of a process of its own: what the first does, and what others can see of it."""
 
-import os
 import signal
-from typing import Any
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from retro_ml.core.engine import stop_signals
-from retro_ml.core.engine.stop_signals import StopSignals
+from retro_ml.core.engine.stop_signals import STOPPING
 
 pytestmark = pytest.mark.unit
-INT, TERM = signal.SIGINT, signal.SIGTERM
+
+PROGRAM = """
+import time
+from retro_ml.core.engine.stop_signals import StopSignals
+
+with StopSignals(on_first=lambda: print("asked", flush=True), before_exit=lambda: None):
+    print("ready", flush=True)
+    time.sleep(60)
+"""
 
 
-@pytest.mark.parametrize(
-    ("asked_by", "signals", "heard"),
-    [
-        (None, [INT], ["asked"]),
-        (None, [TERM], ["asked"]),
-        (None, [TERM, TERM, TERM], ["asked"]),
-        (None, [INT, TERM], ["asked"]),
-        (None, [INT, INT], ["asked", "exit 130"]),
-        (None, [TERM, INT], ["asked", "exit 130"]),
-        (TERM, [TERM, TERM], []),
-        (TERM, [TERM, INT, TERM, INT], ["asked", "exit 130"]),
-        (INT, [INT], ["asked"]),
-    ],
-)
-def test_a_sigterm_asks_once_and_only_a_sigint_ends_at_once(
-    asked_by: int | None,
-    signals: list[signal.Signals],
-    heard: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(stop_signals.os, "_exit", lambda code: told.append(f"exit {code}"))
-    caplog.set_level("INFO")
-
-    def ask() -> None:
-        told.append("asked")
-
-    def leave() -> Any:
-        pass
-
-    with StopSignals(on_first=ask, before_exit=leave, asked_by=asked_by):
-        for signum in signals:
-            os.kill(os.getpid(), signum)
-    assert told == heard
-    repeated = len(signals) - len(heard)
-    assert (f"SIGTERM came again while stopping ({repeated})" in caplog.text) is (repeated > 0)
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_asks_and_is_seen_the_second_ends(first: int, second: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        comm = Path(f"/proc/{process.pid}/comm")
+        assert process.stdout.readline() == "ready\n"
+        assert comm.read_bytes().strip() != STOPPING
+        process.send_signal(first)
+        assert process.stdout.readline() == "asked\n"
+        assert comm.read_bytes().strip() == STOPPING
+        process.send_signal(second)
+        assert process.wait(30) == 128 + second

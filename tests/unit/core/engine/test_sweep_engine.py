@@ -17,10 +17,8 @@ from retro_ml.core.artifacts.checkpoint_files import adopt_checkpoint, save_chec
 from retro_ml.core.artifacts.metrics_file import read_rows
 from retro_ml.core.engine.launcher import LaunchError, Trial, TrialEnd, TrialSource
 from retro_ml.core.engine.run_faults import BadRunFolder
-from retro_ml.core.engine.run_storage import Delivery
 from retro_ml.core.engine.sweep_engine import SweepEngine
 from retro_ml.core.engine.sweep_result import SweepResult
-from retro_ml.core.engine.sweep_storage import SweepStorage
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.sweep_config import SweepConfig
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventBus
@@ -564,28 +562,6 @@ def test_storage_that_is_gone_stops_no_trial_and_gets_all_the_next_time(
         assert (there / "metrics.csv").read_bytes() == (
             trial.config.paths.metrics_csv_path.read_bytes()
         )
-
-
-def test_a_sigterm_once_more_does_not_keep_the_sweep_from_sending_what_is_left(
-    make: Make, outage: Outage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[str] = []
-    real = SweepStorage.finish
-
-    def finish(storage: SweepStorage) -> Delivery | None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return real(storage)
-
-    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return launcher.train(trial, iterations=1)
-
-    monkeypatch.setattr(SweepStorage, "finish", finish)
-    monkeypatch.setattr(SweepStorage, "give_up", lambda storage: told.append("given up"))
-    result = run(make(output_dir=f"file://{outage.folder}"), ScriptedLauncher(play))
-    assert (result.exit_code, told) == (143, [])
-    assert result.storage is not None
-    assert result.storage.complete
 
 
 def test_a_trial_that_storage_alone_knows_waits_for_it(make: Make, outage: Outage) -> None:

@@ -22,7 +22,6 @@ from retro_ml.core.artifacts.checkpoint_files import save_checkpoint_folder
 from retro_ml.core.artifacts.model_archive import load_model_archive
 from retro_ml.core.engine.launcher import LaunchError, Trial, TrialEnd
 from retro_ml.core.engine.result import ExperimentResult
-from retro_ml.core.engine.run_storage import Delivery, RunStorage
 from retro_ml.core.engine.training_engine import TrainingEngine
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
@@ -484,44 +483,6 @@ run(make_config(Path({str(tmp_path)!r})), script)
     assert "metrics" in json.loads((folder / "metrics.json").read_text())
     assert len((folder / "metrics.csv").read_text().splitlines()) == 5
     assert load_model_archive(folder / "model.zip").metadata["agent_steps"] == 20
-
-
-@pytest.mark.parametrize("stopped", [True, False])
-def test_a_sigterm_is_no_reason_to_send_less_where_one_has_ended_the_training(
-    stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RETRO_ML_STAGING", str(tmp_path / "staging"))
-    told: list[str] = []
-    real = RunStorage.deliver
-
-    def deliver(storage: RunStorage) -> Delivery:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return real(storage)
-
-    def script(launcher: ScriptedLauncher) -> str | None:
-        launcher.train()
-        if not stopped:
-            return None
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGTERM)
-        return launcher.wait_for_stop()
-
-    monkeypatch.setattr(RunStorage, "deliver", deliver)
-    monkeypatch.setattr(RunStorage, "give_up", lambda storage: told.append("given up"))
-    config = ExperimentConfig(
-        game_id="breakout",
-        total_timesteps=20,
-        experiment_id="x",
-        output_dir=f"file://{tmp_path}/storage",
-    )
-    result = run(config, script)
-
-    assert result.exit_code == (143 if stopped else 0)
-    assert told == ([] if stopped else ["given up"])
-    assert result.storage is not None
-    assert result.storage.complete
-    log = config.paths.log_path.read_text()
-    assert ("SIGTERM came again while stopping (1)" in log) is stopped
 
 
 def test_it_runs_outside_the_main_thread(config: ExperimentConfig) -> None:
