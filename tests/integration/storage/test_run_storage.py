@@ -275,9 +275,10 @@ def test_where_only_the_storage_survives_the_same_command_goes_on(
     assert [row["step"] for row in rows] == [10, 20, 30, 40, 40]
     there = s3.objects("runs")
     assert there["of/mine/x/metrics.csv"] == make_config().paths.metrics_csv_path.read_bytes()
-    # The best one was not fetched, and is kept in storage.
+    # The best one was not fetched, and is kept in storage; so may be the newest whose rows were
+    # there when the last checkpoint was sent, because another thread sends the rows.
     kept = {key.split("/")[4] for key in there if "/checkpoints/step-" in key}
-    assert kept == {"step-10", "step-30", "step-40"}
+    assert kept - {"step-20"} == {"step-10", "step-30", "step-40"}
 
     shutil.rmtree(tmp_path / "staging")
     finished, trial = run(train_all)

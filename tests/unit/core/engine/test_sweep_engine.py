@@ -510,19 +510,25 @@ def test_the_protocols_of_a_game_are_not_compared(make: Make, tmp_path: Path) ->
 
 
 class Outage:
-    """Storage in a folder that can be gone for a while."""
+    """Storage in a folder that can be gone for a while, from one moment to the next."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._away = folder.with_name("away")
+        self._there, self._in_the_way = folder.with_name("there"), folder.with_name("file")
+        self._there.mkdir()
+        self._in_the_way.touch()
+        self.end()
 
     def begin(self) -> None:
-        os.rename(self.folder, self._away)
-        self.folder.write_text("in the way")
+        self._lead_to(self._in_the_way)
 
     def end(self) -> None:
-        self.folder.unlink()
-        os.rename(self._away, self.folder)
+        self._lead_to(self._there)
+
+    def _lead_to(self, target: Path) -> None:
+        link = self.folder.with_name("link")
+        link.symlink_to(target)
+        os.rename(link, self.folder)
 
 
 @pytest.fixture
