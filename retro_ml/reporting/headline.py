@@ -121,10 +121,10 @@ def _score_facts(groups: Sequence[Group]) -> list[Fact]:
             label, games, runs, iqm, interval = rows[0][:5]
             ends = "" if interval is None else f", 95 % {interval.low:.2f} to {interval.high:.2f}"
             best = "" if len(rows) == 1 else f"best of {len(rows)}: "
-            return [
-                Fact(f"{iqm:.2f}", f"human-normalised IQM, {best}{label}; {runs} runs on {games} "
-                     f"games{ends}")
-            ]  # fmt: skip
+            of_runs = f"{runs} run{'s' if runs != 1 else ''}"
+            on_games = f"{games} game{'s' if games != 1 else ''}"
+            words = f"human-normalised IQM, {best}{label}; {of_runs} on {on_games}{ends}"
+            return [Fact(f"{iqm:.2f}", words)]
     scored = [group for group in groups if group.counted]
     if not scored:
         return [Fact("none", "score: no game is over yet")]
