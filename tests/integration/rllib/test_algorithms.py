@@ -110,7 +110,7 @@ def test_another_algorithms_checkpoint_is_refused(tmp_path: Path, small_config: 
 def four_cpus() -> Iterator[None]:
     """A Ray that believes in more CPUs than there are, for actors beside the main process."""
     ray.shutdown()
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
