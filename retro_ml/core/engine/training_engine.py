@@ -78,17 +78,17 @@ class TrainingEngine:
 
     def _train(self, opened: OpenRun, progress: Progress, *, started_s: float) -> ExperimentResult:
         session = RunSession(opened, self._bus)
-        with RunLog(opened.config.paths.log_path, notice=progress.notice) as log, progress:
+        with (
+            RunLog(opened.config.paths.log_path, notice=progress.notice) as log,
+            progress,
+            self._stop_signals(progress) as stop,  # before any file says that the run goes on
+        ):
             for note in [*opened.config.notes, *opened.notices]:
                 logger.info("%s", note)
                 progress.notice(note)
             session.attach_writers(self._bus, watched=[log])
             films = build_milestone_films(session.config, notice=progress.notice)
-            with (
-                self._stop_signals(progress) as stop,
-                _attached(self._bus, session, progress),
-                films.attached(self._bus),
-            ):
+            with _attached(self._bus, session, progress), films.attached(self._bus):
                 end = session.end_before_launch() or self._launch(session)
                 end = session.announce(end, signum=stop.signum)
                 took_s = time.monotonic() - started_s

@@ -445,6 +445,31 @@ def test_the_first_signal_ends_the_run_in_order(
     assert (last["type"], last["state"]) == ("run_completed", "interrupted")
 
 
+def test_a_signal_is_obeyed_as_soon_as_a_file_says_that_the_run_goes_on(
+    config: ExperimentConfig,
+) -> None:
+    class SignallingBus(MetricEventBus):
+        def subscribe(self, *arguments: Any, **named: Any) -> None:
+            if config.paths.status_path.exists() and not arrived:
+                arrived.append(status(config)["state"])
+                os.kill(os.getpid(), signal.SIGTERM)
+            super().subscribe(*arguments, **named)
+
+    def not_ours(signum: int, frame: object) -> None:
+        raise AssertionError("nobody listened")
+
+    arrived: list[str] = []
+    previous = signal.signal(signal.SIGTERM, not_ours)
+    try:
+        result = run(config, lambda launcher: launcher.wait_for_stop(), SignallingBus())
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+    assert arrived == ["starting"]
+    assert (result.state, result.exit_code) == ("interrupted", 143)
+    assert status(config)["state"] == "interrupted"
+
+
 def test_a_signal_that_comes_too_late_changes_nothing(config: ExperimentConfig) -> None:
     def script(launcher: ScriptedLauncher) -> str:
         launcher.train()
