@@ -30,6 +30,7 @@ def small_config(tmp_path: Path) -> Callable[..., ExperimentConfig]:
             "seed": 42,
             "output_dir": str(tmp_path / "runs"),
             "checkpointing": {"every_steps": 1000},
+            "ppo": {"epochs": 2},
             "dqn": {"warmup_agent_steps": 200, "agent_steps_per_update": 16},
         }
         return ExperimentConfig(**{**defaults, **fields})

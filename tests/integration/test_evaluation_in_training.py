@@ -34,7 +34,7 @@ def train(config: ExperimentConfig, bus: MetricEventBus | None = None) -> list[d
 def test_training_is_the_same_with_evaluations_in_between(
     small_config: Callable[..., ExperimentConfig],
 ) -> None:
-    fields: dict[str, Any] = {"game_id": "ALE/Pong-v5", "total_timesteps": 3000}
+    fields: dict[str, Any] = {"game_id": "ALE/Breakout-v5", "total_timesteps": 3000}
     evaluation = {"every_steps": 2000, "episodes": 2}
     bus = MetricEventBus()
     plain = train(small_config("A2C", experiment_id="a", **fields))

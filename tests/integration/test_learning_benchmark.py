@@ -39,6 +39,7 @@ def test_the_step_size_falls_over_the_horizon_and_not_over_the_run() -> None:
     assert schedule(0.0) == pytest.approx(2.5e-4 * 0.95)
 
 
+@pytest.mark.nightly
 def test_a_run_of_stable_baselines3_is_trained_read_and_evaluated(tmp_path: Path) -> None:
     run = next(one for one in order_runs(load_matrix()) if one.entry.side == "sb3")
     arguments = ["--folder", str(tmp_path), "--game", run.entry.game, "--seed", str(run.seed)]

@@ -45,7 +45,7 @@ Observations = NDArray[np.uint8]
 def build_config(folder: Path, algorithm: str, **fields: Any) -> ExperimentConfig:
     given: dict[str, Any] = {
         "game_id": "BreakoutNoFrameskip-v4",
-        "total_timesteps": 1_000 if algorithm == "DQN" else 2_000,
+        "total_timesteps": 1_000,
         "dqn": {"warmup_agent_steps": 200},
         "experiment_id": algorithm,
         "output_dir": str(folder),
