@@ -1,6 +1,7 @@
 """What all tests need: no message leaves this machine because of them, and a storage to talk to."""
 
 import os
+import signal
 import threading
 import time
 import urllib.request
@@ -9,9 +10,20 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before the first `import ray`, which reads it; worker processes inherit it.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+# Ignored where a shell has begun the tests behind itself, and what they begin would inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No test depends on the time that a case takes; what may never end has limits of its own.
+_COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ordinary", _COMMON, max_examples=25, derandomize=True, database=None)
+settings.register_profile("nightly", _COMMON, max_examples=1_000, print_blob=True)
+settings.load_profile("nightly" if os.environ.get("RETRO_ML_TESTS") == "nightly" else "ordinary")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

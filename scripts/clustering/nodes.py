@@ -164,7 +164,12 @@ class LocalNodes:
 
         self._cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0},
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": True,
+                "dashboard_port": 0,
+                "dashboard_agent_listen_port": 0,  # another head's may have the usual one
+            },
         )
         return self
 

@@ -140,7 +140,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(
         assert all(address.is_loopback for address in addresses), addresses
         # A terminal's Ctrl-C reaches the whole group of processes, and so does `timeout`.
         os.killpg(process.pid, signum)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     finally:
         if process.poll() is None:
             process.kill()

@@ -119,18 +119,3 @@ def test_a_cluster_that_is_not_there_is_said_at_once(small_config: Build, addres
     assert (result.success, result.exit_code) == (False, 3)
     assert result.error is not None
     assert address in result.error
-
-
-def test_a_failing_subscriber_harms_nobody(small_config: Build) -> None:
-    seen: list[int] = []
-
-    def fail(event: MetricEvent) -> None:
-        raise RuntimeError("a subscriber's own fault")
-
-    bus = MetricEventBus()
-    bus.subscribe(EventType.TRAINING_STEP, fail)
-    bus.subscribe(EventType.TRAINING_STEP, lambda event: seen.append(event.data["step"]))
-    config = small_config("A2C", total_timesteps=1000)
-    assert run_experiment(config, event_bus=bus, options=QUIET).success
-    assert seen == [1040]
-    assert "a subscriber's own fault" in config.log_path.read_text()

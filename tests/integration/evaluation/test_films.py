@@ -320,7 +320,7 @@ def test_the_filming_process_ends_with_whoever_ordered_it(tmp_path: Path) -> Non
         if hasattr(os, "SCHED_IDLE"):
             assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE
         process.stdin.close()
-        process.wait(timeout=30)
+        process.wait(timeout=300)
 
     # The weights wait for whoever takes the run up again.
     assert list(config.paths.videos_dir.iterdir()) == [path]

@@ -17,7 +17,8 @@ from retro_ml.rllib.state_files import load_state
 from retro_ml.rllib.translate import translate
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("own_ray")]
-ALGORITHMS = ["PPO", "A2C", "DQN"]
+# A2C's is seen in whole runs too: `test_trials.py`.
+ALGORITHMS = ["PPO", pytest.param("A2C", marks=pytest.mark.nightly), "DQN"]
 Build = Callable[..., ExperimentConfig]
 
 

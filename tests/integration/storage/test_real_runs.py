@@ -87,7 +87,14 @@ def test_a_run_whose_machine_is_lost_goes_on_bit_for_bit_from_storage(
 
     lost = start(algorithm, URI, staging=tmp_path / "lost")
     manifest = f"lab/x/checkpoints/step-{int(every)}/manifest.json"
-    eventually(lambda: lost.poll() is not None or manifest in s3.keys("runs"))
+
+    def is_there() -> bool:
+        there = s3.objects("runs")
+        rows = there.get("lab/x/metrics.csv", b"")
+        return manifest in there and b"\ntraining_step," in rows
+
+    eventually(lambda: lost.poll() is not None or is_there())
+    assert lost.poll() is None
     os.kill(lost.pid, signal.SIGKILL)
     lost.communicate(timeout=TIMEOUT_S)
 

@@ -66,7 +66,6 @@ def sweep(launcher: ScriptedLauncher) -> SweepResult:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RETRO_ML_STAGING", str(tmp_path / "staging"))
-    monkeypatch.setattr(mirror, "GIVE_UP_S", 3.0)
     monkeypatch.setattr(mirror, "FIRST_PAUSE_S", 0.2)
 
 

@@ -16,16 +16,9 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 _LIMIT_S = 20
 _LIMIT_BYTES = 4 * 1024**3
-
-# The time limit is `bounded`'s, which also ends what would never end.
-_COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("ordinary", _COMMON, max_examples=25, derandomize=True, database=None)
-settings.register_profile("nightly", _COMMON, max_examples=1_000, print_blob=True)
-settings.load_profile("nightly" if os.environ.get("RETRO_ML_TESTS") == "nightly" else "ordinary")
 
 
 class TookTooLong(BaseException):

@@ -2,9 +2,11 @@
 
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from retro_ml.evaluation import report
 from retro_ml.evaluation.episodes import Episode, Standing
 from retro_ml.evaluation.evaluate import Estimate, Evaluation
 from retro_ml.evaluation.protocols import Protocol
@@ -100,7 +102,7 @@ def test_what_is_unknown_or_cut_off_is_said() -> None:
 
 def test_progress_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 10.0, 12.0, 20.0])
-    monkeypatch.setattr("retro_ml.evaluation.report.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(report, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     stream = io.StringIO()
 
     with EvaluationProgress(stream) as progress:
@@ -117,7 +119,7 @@ def test_progress_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_terminal_is_left_clean(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 2.0])
-    monkeypatch.setattr("retro_ml.evaluation.report.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(report, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     terminal = Terminal()
 
     with EvaluationProgress(terminal) as progress:

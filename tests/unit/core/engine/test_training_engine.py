@@ -498,7 +498,7 @@ run(make_config(Path({str(tmp_path)!r})), script)
     ended = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "PYTHONPATH": path},
-        timeout=15,
+        timeout=240,
         check=False,
     )
 
