@@ -16,7 +16,7 @@ import time
 from collections import deque
 
 from retro_ml.core.artifacts.leaderboard import Normalise
-from retro_ml.core.artifacts.metrics_file import read_rows
+from retro_ml.core.artifacts.metrics_file import read_scores
 from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.engine.chosen_values import ChosenValues
 from retro_ml.core.engine.launcher import LaunchError, SweepLauncher, Trial, TrialEnd
@@ -164,11 +164,9 @@ class SweepEngine:
         path = self._planned[experiment_id].config.paths.metrics_csv_path
         try:
             return [
-                (row["step"], row["reward"])
-                for row in read_rows(path)
-                if row["type"] == EventType.TRAINING_STEP.value
-                and row["reward"] is not None
-                and (restore_from is None or row["step"] <= restore_from.agent_steps)
+                (step, score)
+                for step, score in read_scores(path)
+                if restore_from is None or step <= restore_from.agent_steps
             ]
         except (OSError, ArtifactError) as error:  # the trial itself says what is wrong with it
             logger.warning("%s", error)
