@@ -359,6 +359,9 @@ class SweepEngine:
                 continue
             if is_delivered(planned.config):
                 continue
+            if self._storage.given_up:
+                self._storage.note_not_opened(name, "a signal ended the sending")
+                continue
             try:
                 self._hand_over(self._open(self._with_values(planned).config, is_new=False))
             except BadRunFolder as error:

@@ -1,6 +1,7 @@
 """The order of a sweep, with a scripted launcher: files, standings, resume, budgets, signals."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -16,9 +17,12 @@ import safetensors.numpy
 from retro_ml.core.artifacts.checkpoint_files import adopt_checkpoint, save_checkpoint_folder
 from retro_ml.core.artifacts.metrics_file import read_rows
 from retro_ml.core.engine.launcher import LaunchError, Trial, TrialEnd, TrialSource
+from retro_ml.core.engine.run_claim import Claim
 from retro_ml.core.engine.run_faults import BadRunFolder
+from retro_ml.core.engine.run_folder import OpenRun, open_run
 from retro_ml.core.engine.sweep_engine import SweepEngine
 from retro_ml.core.engine.sweep_result import SweepResult
+from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.sweep_config import SweepConfig
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventBus
@@ -568,6 +572,38 @@ def test_storage_that_is_gone_stops_no_trial_and_gets_all_the_next_time(
         assert (there / "metrics.csv").read_bytes() == (
             trial.config.paths.metrics_csv_path.read_bytes()
         )
+
+
+def test_a_signal_ends_the_delivery_of_what_earlier_calls_left(
+    make: Make, outage: Outage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trials that are not opened yet are left to the next call."""
+    config = make(output_dir=f"file://{outage.folder}", scheduler="asha")
+
+    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
+        launcher.train(trial, iterations=1)
+        return "stopped"
+
+    assert run(config, ScriptedLauncher(play)).exit_code == 0
+    for trial in config.trials:
+        path = trial.config.paths.claim_path
+        claim = Claim.read(path.read_bytes())
+        assert claim is not None
+        dataclasses.replace(claim, complete=False).save(path)
+    opened: list[str] = []
+
+    def open_and_signal(config: ExperimentConfig, *arguments: Any, **how: Any) -> OpenRun:
+        opened.append(config.experiment_id)
+        if len(opened) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return open_run(config, *arguments, **how)
+
+    monkeypatch.setattr("retro_ml.core.engine.sweep_engine.open_run", open_and_signal)
+    result = run(config)
+    assert opened == ["pong-ppo-s1"]
+    assert result.exit_code == 3
+    assert result.storage is not None
+    assert {"pong-ppo-s2/", "pong-ppo-s3/"} <= set(result.storage.missing)
 
 
 def test_a_trial_that_storage_alone_knows_waits_for_it(make: Make, outage: Outage) -> None:
