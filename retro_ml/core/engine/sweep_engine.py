@@ -23,6 +23,7 @@ from retro_ml.core.engine.launcher import LaunchError, SweepLauncher, Trial, Tri
 from retro_ml.core.engine.resume_point import is_finished
 from retro_ml.core.engine.run_faults import BadRunFolder, BadStorage
 from retro_ml.core.engine.run_folder import OpenRun, ReadInitial, open_run
+from retro_ml.core.engine.run_lock import LockLost, RunLock
 from retro_ml.core.engine.run_log import RunLog, TrialLogs
 from retro_ml.core.engine.run_session import RunSession
 from retro_ml.core.engine.stop_signals import StopSignals
@@ -75,6 +76,7 @@ class SweepEngine:
         self._storage = SweepStorage(config)
         self._chosen = ChosenValues(config, {})
         self._left: BadStorage | None = None
+        self._lock: RunLock | None = None
         self.ended_before: list[str] = []
 
     def run(self) -> SweepResult:
@@ -87,6 +89,7 @@ class SweepEngine:
         started_s = time.monotonic()
         self._progress = build_sweep_progress(self._board, self._options, sys.stderr)
         opened = open_sweep(self._config, self._options, notice=self._progress.notice)
+        self._lock = opened.lock
         try:
             self._chosen = ChosenValues(self._config, opened.stored_configs)
             self._read_past()
@@ -99,7 +102,7 @@ class SweepEngine:
             ):
                 for note in opened.notices:
                     self._progress.notice(note)
-                error = self._train() or log.error or self._board.error
+                error = self._train() or self._lost or log.error or self._board.error
                 result = self._result(error, took_s=time.monotonic() - started_s)
                 logger.info("%s, exit code %d", result.state, result.exit_code)
             result = self._deliver(result)
@@ -115,7 +118,7 @@ class SweepEngine:
         if self._first is not None:
             first, self._first = self._first, None
             return first
-        while not self._stopping and not self._spent():
+        while not self._stopping and not self._over():
             if not self._waiting:
                 return None
             planned = self._waiting.popleft()
@@ -132,7 +135,7 @@ class SweepEngine:
         session = self._sessions.get(experiment_id)
         if session is not None and session.write_error is not None:
             return str(session.write_error)
-        return self._spent()
+        return self._over()
 
     def trial_ended(self, end: TrialEnd) -> None:
         """See `TrialSource`."""
@@ -152,7 +155,7 @@ class SweepEngine:
         if end.state in {"completed", "stopped", "failed"}:
             score = None if end.state == "failed" else standing.score
             self._search.tell(self._planned[name], score)
-        self._board.save()
+        self._save_board()
         self._progress.trial_ended(standing)
 
     def past_scores(self, experiment_id: str) -> list[tuple[int, float]]:
@@ -196,7 +199,7 @@ class SweepEngine:
             finally:
                 self._end_rest(error)
                 self._bus.unsubscribe(None, self._pass_on)
-                self._board.save(force=True)
+                self._save_board(force=True)
         return error
 
     def _end_rest(self, error: Exception | None) -> None:
@@ -326,13 +329,26 @@ class SweepEngine:
         self._logs.speaking = None
         self._board.take(event)
         self._progress.take(event)
-        self._board.save()
+        self._save_board()
 
     def _pass_on(self, event: MetricEvent) -> None:
         """From the sweep's bus to the writers of the trial."""
         bus = self._buses.get(event.experiment_id)
         if bus is not None:
             bus.emit(event)
+
+    def _save_board(self, *, force: bool = False) -> None:
+        if self._lost is None:
+            self._board.save(force=force)
+
+    @property
+    def _lost(self) -> LockLost | None:
+        """That the sweep is another driver's by now."""
+        return None if self._lock is None else self._lock.error
+
+    def _over(self) -> str | None:
+        """Why the whole sweep has to end."""
+        return self._spent() if self._lost is None else str(self._lost)
 
     def _spent(self) -> str | None:
         budget = self._config.max_agent_steps
@@ -344,7 +360,8 @@ class SweepEngine:
         """Waits for what is still to be sent; a signal ends the waiting."""
         restore_terminal = self._progress.restore_terminal
         with StopSignals(on_first=self._storage.give_up, before_exit=restore_terminal):
-            self._send_past()
+            if self._lost is None:
+                self._send_past()
             delivery = self._storage.finish()
         if delivery is None:
             return result

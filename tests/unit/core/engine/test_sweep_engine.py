@@ -16,6 +16,7 @@ import safetensors.numpy
 
 from retro_ml.core.artifacts.checkpoint_files import adopt_checkpoint, save_checkpoint_folder
 from retro_ml.core.artifacts.metrics_file import read_rows
+from retro_ml.core.engine import lock_renewal
 from retro_ml.core.engine.launcher import LaunchError, Trial, TrialEnd, TrialSource
 from retro_ml.core.engine.run_claim import Claim
 from retro_ml.core.engine.run_faults import BadRunFolder
@@ -420,6 +421,27 @@ def test_two_drivers_do_not_share_a_sweep(make: Make) -> None:
         return launcher.train(trial)
 
     assert run(make(grid={"seed": [1]}), ScriptedLauncher(play)).success
+
+
+def test_a_sweep_that_another_driver_took_over_ends_and_leaves_it_the_files(make: Make) -> None:
+    config = make()
+    paths = config.paths
+
+    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
+        lease = json.loads(paths.lock_path.read_text())
+        taken = json.dumps(lease | {"host": "far", "nonce": "the other's"}).ljust(1024)
+        paths.lock_path.write_text(taken)
+        for lock in list(lock_renewal.renewer._held):
+            lock.renew()
+        state = launcher.train(trial, iterations=2)
+        assert paths.lock_path.read_text() == taken
+        return state
+
+    result = run(config, ScriptedLauncher(play))
+    assert (result.state, result.exit_code) == ("failed", 1)
+    assert f"on far has taken over {paths.sweep_dir}" in str(result.error)
+    assert states(result) == ["interrupted", "waiting", "waiting"]
+    assert not paths.status_path.exists()
 
 
 def test_changed_hyperparameters_are_in_every_file_of_the_trial(make: Make, tmp_path: Path) -> None:
