@@ -23,6 +23,7 @@ from retro_ml.core.artifacts.remote_folder import ObjectMissing, RemoteFolder, S
 from retro_ml.core.artifacts.storage import replace_atomically
 from retro_ml.core.engine.processes import describe_machine, read_started_ticks
 from retro_ml.core.engine.run_lock import LEASE_S, RunLocked
+from retro_ml.core.engine.sightings import find_first_seen_s
 from retro_ml.core.experiments.faults import as_line
 from retro_ml.core.experiments.run_paths import CLAIM_NAME
 
@@ -97,8 +98,9 @@ def outlive(before: Claim | None, run: RemoteFolder, *, notice: Callable[[str], 
         if read_started_ticks(before.pid) == before.started_ticks and before.pid != os.getpid():
             raise RunLocked(str(before))
         return
-    notice(f"waiting for {before}, which may be alive, {LEASE_S:g} s at most")
-    end_s = time.monotonic() + LEASE_S
+    end_s = find_first_seen_s(run.uri, before) + LEASE_S
+    if time.monotonic() < end_s:
+        notice(f"waiting for {before}, which may be alive, {LEASE_S:g} s at most")
     while time.monotonic() < end_s:
         time.sleep(_POLL_S)
         now = read_claim(run)
@@ -106,6 +108,14 @@ def outlive(before: Claim | None, run: RemoteFolder, *, notice: Callable[[str], 
             return
         if now != before:
             raise RunLocked(str(now))
+
+
+def look_at(run: RemoteFolder) -> float | None:
+    """As `run_lock.look_at`. Raises StorageError."""
+    claim = read_claim(run)
+    if claim is None or claim.released or claim.machine == describe_machine():
+        return None
+    return find_first_seen_s(run.uri, claim) + LEASE_S
 
 
 def is_held(path: Path) -> bool:

@@ -28,6 +28,7 @@ from typing import Any
 
 from retro_ml.core.engine.lock_renewal import renewer
 from retro_ml.core.engine.processes import Process, describe_machine, is_alive, read_started_ticks
+from retro_ml.core.engine.sightings import find_first_seen_s
 
 LEASE_S = 30.0
 """How long another machine's counter may stand still before its holder counts as dead."""
@@ -166,8 +167,11 @@ class RunLock:
         if here and (trainer is None or not is_alive(trainer)):
             return
         what = f"the trainer of the dead {before}" if here else f"{before}, which may be alive"
-        notice(f"waiting for {what}, {lease_s:g} s at most")
-        end_s = time.monotonic() + lease_s
+        # A trainer here has no counter: it is asked for from now on.
+        since_s = time.monotonic() if here else find_first_seen_s(str(self._path), before)
+        end_s = since_s + lease_s
+        if time.monotonic() < end_s:
+            notice(f"waiting for {what}, {lease_s:g} s at most")
         while time.monotonic() < end_s:
             time.sleep(_POLL_S)
             if here and trainer is not None and not is_alive(trainer):
@@ -192,7 +196,7 @@ class RunLock:
         process ids can be asked for.
         """
         if self._locked:
-            return lease.machine.partition("/")[0] == self._lease.machine.partition("/")[0]
+            return _is_same_boot(lease.machine, self._lease.machine)
         return lease.machine == self._lease.machine
 
     def _change(self, **fields: Any) -> None:
@@ -230,6 +234,34 @@ def find_holder(path: Path) -> str | None:
     A holder elsewhere, on another machine or in a container, counts as alive while it renews the
     file: a look at one moment can only go by the clocks, which is enough to show a run's state.
     """
+    found = _read_file(path)
+    if found is None:
+        return None
+    lease, age_s = found
+    here = lease.machine == describe_machine()
+    alive = is_alive(lease.driver) if here else age_s < LEASE_S
+    return str(lease) if alive else None
+
+
+def look_at(path: Path) -> float | None:
+    """When another machine's lease will have run out, if it does not move from now on.
+
+    In seconds of time.monotonic; None where no other machine has one.
+    """
+    found = _read_file(path)
+    if found is None:
+        return None
+    lease, _ = found
+    since_s = find_first_seen_s(str(path), lease)
+    return None if _is_same_boot(lease.machine, describe_machine()) else since_s + LEASE_S
+
+
+def _is_same_boot(machine: str, other: str) -> bool:
+    return machine.partition("/")[0] == other.partition("/")[0]
+
+
+def _read_file(path: Path) -> tuple[Lease, float] | None:
+    """The lease and its age in seconds, by the clocks; None where there is none."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
@@ -241,11 +273,7 @@ def find_holder(path: Path) -> str | None:
         return None
     finally:
         os.close(descriptor)
-    if lease is None:
-        return None
-    here = lease.machine == describe_machine()
-    alive = is_alive(lease.driver) if here else age_s < LEASE_S
-    return str(lease) if alive else None
+    return None if lease is None else (lease, age_s)
 
 
 def _read_lease(descriptor: int) -> Lease | None:

@@ -32,6 +32,7 @@ from retro_ml.core.engine.sweep_folder import load_trial_status, open_sweep
 from retro_ml.core.engine.sweep_progress import SweepProgress, build_sweep_progress
 from retro_ml.core.engine.sweep_result import SweepResult
 from retro_ml.core.engine.sweep_storage import SweepStorage, is_delivered
+from retro_ml.core.engine.sweep_takeover import SweepTakeover
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.search import NoFittingValues, OptunaSearch
@@ -77,6 +78,7 @@ class SweepEngine:
         self._chosen = ChosenValues(config, {})
         self._left: BadStorage | None = None
         self._lock: RunLock | None = None
+        self._takeover = SweepTakeover()
         self.ended_before: list[str] = []
 
     def run(self) -> SweepResult:
@@ -217,6 +219,10 @@ class SweepEngine:
         """Opens a trial; None where it has nothing left to do, or cannot be opened."""
         name, as_planned = planned.experiment_id, planned
         standing = self._board[name]
+        if not self._takeover.wait_for(
+            name, notice=self._progress.notice, stopped=lambda: self._stopping
+        ):
+            return None
         try:
             planned = self._with_values(planned)
             opened = self._open(planned.config, is_new=standing.state == "waiting")
@@ -295,9 +301,12 @@ class SweepEngine:
 
     def _read_past(self) -> None:
         """What earlier calls left: every trial's standing, and for a search what it led to."""
+        under_way: list[ExperimentConfig] = []
         for planned in self._config.trials:
             standing = self._board[planned.experiment_id]
             status = load_trial_status(planned.config.paths.status_path)
+            if status.get("state") == "running":
+                under_way.append(planned.config)
             if status:
                 finished = is_finished(status, planned.config, self._options)
                 self._board.take_status(standing, status, finished=finished)
@@ -314,6 +323,7 @@ class SweepEngine:
                 logger.warning("%s: %s", planned.experiment_id, error)
                 continue
             standing.values = planned.values | (values or {})
+        self._takeover.look_at(under_way)
 
     def _publish(self, event: MetricEvent) -> None:
         name = event.experiment_id

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from retro_ml.core.engine import lock_renewal, run_lock
+from retro_ml.core.engine import lock_renewal, run_lock, sightings
 from retro_ml.core.engine.processes import Process, describe_machine, read_started_ticks
-from retro_ml.core.engine.run_lock import Lease, RunLock, RunLocked, find_holder
+from retro_ml.core.engine.run_lock import Lease, RunLock, RunLocked, find_holder, look_at
 
 pytestmark = pytest.mark.unit
 
@@ -125,6 +125,36 @@ def test_another_machines_holder_is_alive_when_its_counter_moves(tmp_path: Path)
     threading.Timer(0.5, lambda: write_lease(path, renewals=1)).start()
     with pytest.raises(RunLocked, match="process 1 on far"):
         acquire(path, lease_s=60)
+
+
+def test_the_time_to_move_passes_from_the_first_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, tuple[object, float]] = {}
+    monkeypatch.setattr(sightings, "_seen", seen)
+    paths = [tmp_path / f"{number}.lock" for number in range(3)]
+    for path in paths:
+        write_lease(path)
+        assert look_at(path) is not None
+    for where, (lease, since_s) in list(seen.items()):
+        seen[where] = (lease, since_s - 60)
+
+    lock, said = acquire(paths[0], lease_s=60)
+    assert said == []
+    lock.release()
+
+    write_lease(paths[1], renewals=1)  # it has moved since, and stands still now
+    lock, said = acquire(paths[1])
+    assert said == ["waiting for process 1 on far, which may be alive, 0.3 s at most"]
+    lock.release()
+
+
+def test_nobody_waits_for_this_machines_own_locks(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    assert look_at(path) is None
+    lock, _ = acquire(path)
+    assert look_at(path) is None
+    lock.release()
 
 
 def test_of_two_machines_that_take_over_the_last_one_wins(

@@ -16,12 +16,15 @@ import safetensors.numpy
 
 from retro_ml.core.artifacts.checkpoint_files import adopt_checkpoint, save_checkpoint_folder
 from retro_ml.core.artifacts.metrics_file import read_rows
-from retro_ml.core.engine import lock_renewal
+from retro_ml.core.engine import lock_renewal, run_lock
 from retro_ml.core.engine.launcher import LaunchError, Trial, TrialEnd, TrialSource
+from retro_ml.core.engine.processes import Process
 from retro_ml.core.engine.run_claim import Claim
 from retro_ml.core.engine.run_faults import BadRunFolder
 from retro_ml.core.engine.run_folder import OpenRun, open_run
+from retro_ml.core.engine.run_lock import Lease, RunLock
 from retro_ml.core.engine.sweep_engine import SweepEngine
+from retro_ml.core.engine.sweep_progress import SweepProgress
 from retro_ml.core.engine.sweep_result import SweepResult
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
@@ -442,6 +445,54 @@ def test_a_sweep_that_another_driver_took_over_ends_and_leaves_it_the_files(make
     assert f"on far has taken over {paths.sweep_dir}" in str(result.error)
     assert states(result) == ["interrupted", "waiting", "waiting"]
     assert not paths.status_path.exists()
+
+
+@pytest.fixture
+def left_elsewhere(make: Make, monkeypatch: pytest.MonkeyPatch) -> SweepConfig:
+    """A sweep whose driver died on another machine while two of its trials were under way."""
+    config = make()
+
+    def half(launcher: ScriptedLauncher, trial: Trial) -> str:
+        return launcher.train(trial, iterations=1)
+
+    run(config, ScriptedLauncher(half))
+    lease = Lease("far", "another", "n", Process(1, 1))
+    for trial in config.trials[:2]:
+        paths = trial.config.paths
+        paths.status_path.write_text(
+            json.dumps(status(paths.experiment_dir) | {"state": "running"})
+        )
+        paths.lock_path.write_text(json.dumps(dataclasses.asdict(lease)))
+    monkeypatch.setattr(run_lock, "_POLL_S", 0.01)
+    return config
+
+
+def test_the_trials_of_a_dead_machine_are_waited_for_all_at_once(
+    left_elsewhere: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_lock, "LEASE_S", 0.3)
+    monkeypatch.setitem(RunLock.acquire.__kwdefaults__, "lease_s", 0.3)
+    said: list[str] = []
+    monkeypatch.setattr(SweepProgress, "notice", lambda _, text: said.append(text))
+    assert run(left_elsewhere).success
+    waits = [text for text in said if text.startswith("waiting")]
+    assert len(waits) <= 1  # none where the sweep took that long to begin
+    assert "process 1 on far" not in "".join(waits)
+
+
+def test_a_signal_ends_the_waiting_for_a_dead_machine(
+    left_elsewhere: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signal_it(progress: SweepProgress, text: str) -> None:
+        if text.startswith("waiting"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(SweepProgress, "notice", signal_it)
+    launcher = ScriptedLauncher()
+    result = run(left_elsewhere, launcher)
+    assert (launcher.begun, result.state, result.exit_code) == ([], "interrupted", 143)
+    for trial in left_elsewhere.trials[:2]:
+        assert '"nonce": "n"' in trial.config.paths.lock_path.read_text()
 
 
 def test_changed_hyperparameters_are_in_every_file_of_the_trial(make: Make, tmp_path: Path) -> None:
