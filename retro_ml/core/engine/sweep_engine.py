@@ -65,6 +65,7 @@ class SweepEngine:
         self._search = OptunaSearch(config.seed)
         self._planned = {trial.experiment_id: trial for trial in config.trials}
         self._waiting = deque(config.trials)
+        self._completed: deque[PlannedTrial] = deque()
         self._postponed: set[str] = set()
         self._taken: set[str] = set()
         self._sessions: dict[str, RunSession] = {}
@@ -95,6 +96,7 @@ class SweepEngine:
         try:
             self._chosen = ChosenValues(self._config, opened.stored_configs)
             self._read_past()
+            self._set_completed_aside()
             self._storage.start()
             with (
                 RunLog(
@@ -124,8 +126,7 @@ class SweepEngine:
             if not self._waiting:
                 return None
             planned = self._waiting.popleft()
-            state = self._board[planned.experiment_id].state
-            if state == "stopped" or (state == "completed" and is_delivered(planned.config)):
+            if self._board[planned.experiment_id].state == "stopped":
                 continue
             trial = self._begin(planned)
             if trial is not None:
@@ -191,6 +192,7 @@ class SweepEngine:
                 self._first = self.next_trial()
                 if self._first is not None:
                     self._launcher.launch_sweep(self._config, self, self._publish, self._options)
+                self._look_after_completed()
             except LaunchError as launch_error:
                 error = launch_error
             except KeyboardInterrupt:
@@ -203,6 +205,21 @@ class SweepEngine:
                 self._bus.unsubscribe(None, self._pass_on)
                 self._save_board(force=True)
         return error
+
+    def _set_completed_aside(self) -> None:
+        """What earlier calls completed comes last: opening thousands takes minutes."""
+        trials, self._waiting = self._waiting, deque()
+        for planned in trials:
+            completed = self._board[planned.experiment_id].state == "completed"
+            (self._completed if completed else self._waiting).append(planned)
+
+    def _look_after_completed(self) -> None:
+        """Makes models that are gone or outdated again, and sends what storage does not have."""
+        self._waiting = self._completed
+        while self._waiting and not self._stopping and self._lost is None:
+            planned = self._waiting.popleft()
+            if not is_delivered(planned.config):
+                self._begin(planned)  # one that is to train after all is left to the next call
 
     def _end_rest(self, error: Exception | None) -> None:
         """Trials of which the launcher told no end."""

@@ -288,6 +288,29 @@ def test_what_is_left_goes_on_and_what_is_finished_is_not_begun(make: Make) -> N
     assert begun == [("pong-ppo-s2", "step-10"), ("pong-ppo-s4", None)]
 
 
+def test_new_trials_begin_before_what_is_completed_is_looked_after(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is gone is made again all the same."""
+    before = make()
+    run(before)
+    models = [trial.config.paths.model_path for trial in before.trials]
+    models[0].unlink()
+    opened: list[int] = []
+
+    def note(config: ExperimentConfig, *arguments: Any, **how: Any) -> OpenRun:
+        opened.append(config.seed)
+        return open_run(config, *arguments, **how)
+
+    monkeypatch.setattr("retro_ml.core.engine.sweep_engine.open_run", note)
+    launcher = ScriptedLauncher()
+    result = run(make(grid={"seed": [1, 2, 3, 4, 5]}), launcher)
+    assert (result.success, states(result)) == (True, ["completed"] * 5)
+    assert launcher.names == ["pong-ppo-s4", "pong-ppo-s5"]
+    assert opened == [4, 5, 1, 2, 3]
+    assert all(path.exists() for path in models)
+
+
 def test_a_sweep_can_be_made_longer(make: Make) -> None:
     run(make())
     launcher = ScriptedLauncher()
