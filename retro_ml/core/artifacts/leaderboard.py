@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -200,13 +200,18 @@ def _trial_row(one: Standing, normalise: Normalise) -> dict[str, Any]:
 
 
 def _ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """With their place within the game; rows that count for nothing have none."""
-    scores: defaultdict[str, list[float]] = defaultdict(list)
+    """With their place within the game, the best first; rows that count for nothing have none."""
+    counted: Counter[str] = Counter()
+    above: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row["counted"]:
-            above = scores[row["game"]]
-            above.append(row["score"])
-            row["rank"] = 1 + above.index(row["score"])  # equal ones share the first one's
+            game = row["game"]
+            counted[game] += 1
+            row["rank"] = counted[game]
+            last = above.get(game)
+            if last is not None and last["score"] == row["score"]:  # equal ones share a place
+                row["rank"] = last["rank"]
+            above[game] = row
     return rows
 
 

@@ -72,6 +72,9 @@ _ALWAYS = {
     EventType.EVALUATION_FINISHED.value: {"step", "reward", "games"},
     EventType.RUN_COMPLETED.value: {"step", "reward", "games", "time_total_s", "state"},
 }
+_NO_TRAINING_STEP = tuple(
+    f"{name},".encode() for name in _ALWAYS if name != EventType.TRAINING_STEP.value
+)
 DATA_COLUMN_NAMES = frozenset(column.name for column in COLUMNS[2:])
 ONLY_IN_EVENTS = frozenset(("standard_error", "protocol", "scores"))
 """What an evaluation tells besides; events.log has it."""
@@ -125,6 +128,24 @@ def read_rows(csv_path: Path) -> Iterator[dict[str, Any]]:
     Raises ArtifactError for a damaged line.
     """
     return _read_lines(csv_path, _row)
+
+
+def read_scores(csv_path: Path) -> Iterator[tuple[int, float]]:
+    """(agent steps, reward) of every training_step with both, read without parsing other rows.
+
+    Most of a long run's rows are games. A damaged one among them goes unnoticed; otherwise as
+    `read_rows`.
+    """
+
+    def read(header: list[str], line: bytes) -> tuple[int, float] | None:
+        if header[:1] == ["type"] and line.startswith(_NO_TRAINING_STEP):
+            return None
+        row = _row(header, line)
+        if row["type"] != EventType.TRAINING_STEP.value or None in (row["step"], row["reward"]):
+            return None
+        return row["step"], row["reward"]
+
+    return (score for score in _read_lines(csv_path, read) if score is not None)
 
 
 def read_last_whole_step(csv_path: Path) -> tuple[int, str | None]:

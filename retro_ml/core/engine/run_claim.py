@@ -21,7 +21,9 @@ from pathlib import Path
 from retro_ml.core.artifacts.mirror import Mirror
 from retro_ml.core.artifacts.remote_folder import ObjectMissing, RemoteFolder, StorageError
 from retro_ml.core.artifacts.storage import replace_atomically
-from retro_ml.core.engine.run_lock import LEASE_S, RunLocked, read_started_ticks
+from retro_ml.core.engine.processes import describe_machine, read_started_ticks
+from retro_ml.core.engine.run_lock import LEASE_S, RunLocked
+from retro_ml.core.engine.sightings import find_first_seen_s
 from retro_ml.core.experiments.faults import as_line
 from retro_ml.core.experiments.run_paths import CLAIM_NAME
 
@@ -39,7 +41,7 @@ class Claim:
     nonce: str
     host: str
     machine: str
-    """Tells apart what process ids mean: one start of one machine, one container on it."""
+    """As `describe_machine` tells it."""
     pid: int
     started_ticks: int
     renewals: int = 0
@@ -92,12 +94,13 @@ def outlive(before: Claim | None, run: RemoteFolder, *, notice: Callable[[str], 
     """
     if before is None or before.released:
         return
-    if before.machine == _describe_machine():
+    if before.machine == describe_machine():
         if read_started_ticks(before.pid) == before.started_ticks and before.pid != os.getpid():
             raise RunLocked(str(before))
         return
-    notice(f"waiting for {before}, which may be alive, {LEASE_S:g} s at most")
-    end_s = time.monotonic() + LEASE_S
+    end_s = find_first_seen_s(run.uri, before) + LEASE_S
+    if time.monotonic() < end_s:
+        notice(f"waiting for {before}, which may be alive, {LEASE_S:g} s at most")
     while time.monotonic() < end_s:
         time.sleep(_POLL_S)
         now = read_claim(run)
@@ -105,6 +108,14 @@ def outlive(before: Claim | None, run: RemoteFolder, *, notice: Callable[[str], 
             return
         if now != before:
             raise RunLocked(str(now))
+
+
+def look_at(run: RemoteFolder) -> float | None:
+    """As `run_lock.look_at`. Raises StorageError."""
+    claim = read_claim(run)
+    if claim is None or claim.released or claim.machine == describe_machine():
+        return None
+    return find_first_seen_s(run.uri, claim) + LEASE_S
 
 
 def is_held(path: Path) -> bool:
@@ -141,7 +152,7 @@ class ClaimKeeper(Mirror):
             generation=generation,
             nonce=secrets.token_hex(8),
             host=socket.gethostname(),
-            machine=_describe_machine(),
+            machine=describe_machine(),
             pid=pid,
             started_ticks=read_started_ticks(pid) or 0,
         )
@@ -169,8 +180,3 @@ class ClaimKeeper(Mirror):
         self.check()
         self.claim = replace(self.claim, renewals=self.claim.renewals + 1)
         self.remote.put(CLAIM_NAME, self.claim.write())
-
-
-def _describe_machine() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"

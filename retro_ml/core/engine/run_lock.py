@@ -3,7 +3,8 @@
 The lock is an flock on `run.lock`, which the system takes back from a process however it dies, so
 a dead holder on this machine is known at once. Where another machine wrote the file, its system
 cannot be asked: the holder there changes a counter in the file every few seconds, and one whose
-counter stands still for half a minute is taken for dead. No clocks are compared.
+counter stands still for half a minute is taken for dead. No clocks are compared. A holder that was
+taken for dead and is not finds the other's name at its next renewal, and ends its run.
 
 A driver that was killed may leave its training process behind for a moment; whoever takes over
 waits for its end, so that never two of them write checkpoints.
@@ -21,13 +22,16 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from retro_ml.core.engine.lock_renewal import renewer
+from retro_ml.core.engine.processes import Process, describe_machine, is_alive, read_started_ticks
+from retro_ml.core.engine.sightings import find_first_seen_s
+
 LEASE_S = 30.0
 """How long another machine's counter may stand still before its holder counts as dead."""
-RENEWAL_S = 5.0
 _POLL_S = 0.5
 _FILE_BYTES = 1024
 _UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
@@ -37,12 +41,8 @@ class RunLocked(Exception):
     """Another driver holds the run; the message says which."""
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
-    """A process of one machine, also when its number is given to another later."""
-
-    pid: int
-    started_ticks: int
+class LockLost(Exception):
+    """Another driver has taken over; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ class Lease:
     """What the lock's file says of its holder."""
 
     host: str
-    boot_id: str
-    """Tells machines apart, and one machine before and after a restart."""
+    machine: str
+    """As `describe_machine` tells it; in the files of earlier versions its boot alone."""
     nonce: str
     driver: Process
     trainer: Process | None = None
@@ -74,13 +74,15 @@ class RunLock:
         self._descriptor: int | None = None
         self._lease = Lease(
             host=socket.gethostname(),
-            boot_id=_read_boot_id(),
+            machine=describe_machine(),
             nonce=secrets.token_hex(8),
             driver=Process(os.getpid(), read_started_ticks(os.getpid()) or 0),
         )
+        self._locked = False
+        """By flock."""
         self._writing = threading.Lock()
-        self._released = threading.Event()
-        self._renewer: threading.Thread | None = None
+        self.error: LockLost | None = None
+        """Set where another driver has taken over: from then on nothing of the run is ours."""
 
     def acquire(self, *, lease_s: float = LEASE_S, notice: Callable[[str], None]) -> None:
         """Takes the lock, over from a dead holder if need be.
@@ -91,7 +93,7 @@ class RunLock:
 
         Raises:
             RunLocked: a holder is alive.
-            OSError: the file cannot be made.
+            OSError: the file cannot be made, or nothing can be started that renews it.
         """
         descriptor = self._lock_file()
         try:
@@ -100,20 +102,27 @@ class RunLock:
                 self._outlive(before, descriptor, lease_s=lease_s, notice=notice)
             self._descriptor = descriptor
             self._write()
-            if before is not None and before.boot_id != self._lease.boot_id:
+            if before is not None and not self._is_here(before):
                 self._prove_own(descriptor)
         except BaseException:
             self._descriptor = None
             os.close(descriptor)
             raise
-        self._renewer = threading.Thread(target=self._renew, name="run-lock", daemon=True)
-        self._renewer.start()
+        try:
+            renewer.add(self)
+        except RuntimeError as error:  # a limit on processes
+            self.release()
+            raise OSError(errno.EAGAIN, str(error)) from error
 
     def note_trainer(self, pid: int) -> None:
         """Remembers the process that trains on this machine, for whoever takes over."""
         started_ticks = read_started_ticks(pid)
         if started_ticks is not None:
             self._change(trainer=Process(pid, started_ticks))
+
+    def renew(self) -> None:
+        """Shows that the holder is alive."""
+        self._change(renewals=self._lease.renewals + 1)
 
     def release(self) -> None:
         """Gives the lock back; nothing of it remains. Does nothing where it is not held."""
@@ -122,13 +131,12 @@ class RunLock:
                 return
             with suppress(OSError):  # the folder is gone or read-only: the lock itself is freed
                 # A folder that was renamed took the file along; another's may be in its place.
-                if os.path.samestat(os.fstat(self._descriptor), os.stat(self._path)):
+                is_there = os.path.samestat(os.fstat(self._descriptor), os.stat(self._path))
+                if is_there and self._find_other() is None:
                     self._path.unlink()
             os.close(self._descriptor)
             self._descriptor = None
-        self._released.set()
-        if self._renewer is not None:
-            self._renewer.join()
+        renewer.remove(self)
 
     def _lock_file(self) -> int:
         while True:
@@ -142,28 +150,31 @@ class RunLock:
                     raise RunLocked(str(holder or "another process")) from None
                 if error.errno not in _UNSUPPORTED:
                     raise
-                if holder is not None and self._is_alive_here(holder.driver, holder):
+                if holder is not None and self._is_here(holder) and is_alive(holder.driver):
                     raise RunLocked(str(holder)) from None
                 return os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
             # The holder before may have removed the file between opening and locking.
             with suppress(FileNotFoundError):
                 if os.fstat(descriptor).st_ino == os.stat(self._path).st_ino:
+                    self._locked = True
                     return descriptor
             os.close(descriptor)
 
     def _outlive(
         self, before: Lease, descriptor: int, *, lease_s: float, notice: Callable[[str], None]
     ) -> None:
-        here = before.boot_id == self._lease.boot_id
-        trainer = before.trainer
-        if here and (trainer is None or not self._is_alive_here(trainer, before)):
+        here, trainer = self._is_here(before), before.trainer
+        if here and (trainer is None or not is_alive(trainer)):
             return
         what = f"the trainer of the dead {before}" if here else f"{before}, which may be alive"
-        notice(f"waiting for {what}, {lease_s:g} s at most")
-        end_s = time.monotonic() + lease_s
+        # A trainer here has no counter: it is asked for from now on.
+        since_s = time.monotonic() if here else find_first_seen_s(str(self._path), before)
+        end_s = since_s + lease_s
+        if time.monotonic() < end_s:
+            notice(f"waiting for {what}, {lease_s:g} s at most")
         while time.monotonic() < end_s:
             time.sleep(_POLL_S)
-            if here and trainer is not None and not self._is_alive_here(trainer, before):
+            if here and trainer is not None and not is_alive(trainer):
                 return
             now = _read_lease(descriptor)
             if not here and now is not None and now != before:
@@ -178,24 +189,37 @@ class RunLock:
         if holder is not None and holder.nonce != self._lease.nonce:
             raise RunLocked(str(holder))
 
-    def _is_alive_here(self, process: Process, lease: Lease) -> bool:
-        return (
-            lease.boot_id == self._lease.boot_id
-            and read_started_ticks(process.pid) == process.started_ticks
-        )
+    def _is_here(self, lease: Lease) -> bool:
+        """Whether its processes can be looked for, or are known dead by the lock that we got.
 
-    def _renew(self) -> None:
-        while not self._released.wait(RENEWAL_S):
-            self._change(renewals=self._lease.renewals + 1)
+        An flock reaches across the containers of one machine. Without it only what has our own
+        process ids can be asked for.
+        """
+        if self._locked:
+            return _is_same_boot(lease.machine, self._lease.machine)
+        return lease.machine == self._lease.machine
 
     def _change(self, **fields: Any) -> None:
         with self._writing:
-            if self._descriptor is None:
+            if self._descriptor is None or self.error is not None:
                 return
-            self._lease = Lease(**{**_shallow(self._lease), **fields})
+            self._lease = replace(self._lease, **fields)
             # A disk that takes no more has its own message from whoever writes results.
             with suppress(OSError):
-                self._write()
+                other = self._find_other()
+                if other is None:
+                    self._write()
+                else:
+                    self.error = LockLost(
+                        f"{other} has taken over {self._path.parent}, as if this process were "
+                        "dead; nothing more is written there"
+                    )
+
+    def _find_other(self) -> Lease | None:
+        """Another driver's lease in our file."""
+        assert self._descriptor is not None
+        holder = _read_lease(self._descriptor)
+        return None if holder is None or holder.nonce == self._lease.nonce else holder
 
     def _write(self) -> None:
         # One write of one length: a reader finds the old lease or the new.
@@ -210,6 +234,34 @@ def find_holder(path: Path) -> str | None:
     A holder elsewhere, on another machine or in a container, counts as alive while it renews the
     file: a look at one moment can only go by the clocks, which is enough to show a run's state.
     """
+    found = _read_file(path)
+    if found is None:
+        return None
+    lease, age_s = found
+    here = lease.machine == describe_machine()
+    alive = is_alive(lease.driver) if here else age_s < LEASE_S
+    return str(lease) if alive else None
+
+
+def look_at(path: Path) -> float | None:
+    """When another machine's lease will have run out, if it does not move from now on.
+
+    In seconds of time.monotonic; None where no other machine has one.
+    """
+    found = _read_file(path)
+    if found is None:
+        return None
+    lease, _ = found
+    since_s = find_first_seen_s(str(path), lease)
+    return None if _is_same_boot(lease.machine, describe_machine()) else since_s + LEASE_S
+
+
+def _is_same_boot(machine: str, other: str) -> bool:
+    return machine.partition("/")[0] == other.partition("/")[0]
+
+
+def _read_file(path: Path) -> tuple[Lease, float] | None:
+    """The lease and its age in seconds, by the clocks; None where there is none."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
@@ -221,40 +273,18 @@ def find_holder(path: Path) -> str | None:
         return None
     finally:
         os.close(descriptor)
-    if lease is None:
-        return None
-    if lease.boot_id == _read_boot_id() and lease.host == socket.gethostname():
-        alive = read_started_ticks(lease.driver.pid) == lease.driver.started_ticks
-    else:
-        alive = age_s < LEASE_S
-    return str(lease) if alive else None
-
-
-def read_started_ticks(pid: int) -> int | None:
-    """When a process of this machine started, in the system's ticks; None where there is none."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    # The name, in parentheses, may hold anything.
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else int(fields[19])
-
-
-def _shallow(lease: Lease) -> dict[str, Any]:
-    return {name: getattr(lease, name) for name in Lease.__dataclass_fields__}
+    return None if lease is None else (lease, age_s)
 
 
 def _read_lease(descriptor: int) -> Lease | None:
     """None for a new file, and for one that is no lease: its writer died at its first write."""
     try:
         fields = json.loads(os.pread(descriptor, _FILE_BYTES, 0))
+        if "boot_id" in fields:  # of an earlier version
+            fields["machine"] = fields.pop("boot_id")
         fields["driver"] = Process(**fields["driver"])
         fields["trainer"] = Process(**fields["trainer"]) if fields["trainer"] else None
-        return Lease(**fields)
+        lease = Lease(**fields)
+        return lease if isinstance(lease.machine, str) else None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-
-
-def _read_boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -65,7 +65,7 @@ class RunSession:
 
     @property
     def write_error(self) -> Exception | None:
-        """The first file that could not be written."""
+        """That the run is another driver's by now, or the first file that could not be written."""
         return next((watched.error for watched in self._watched if watched.error), None)
 
     def attach_writers(self, bus: MetricEventBus, *, watched: Sequence[Watched] = ()) -> None:
@@ -75,9 +75,11 @@ class RunSession:
             bus: the session's own, or one that gets this run's events alone.
             watched: what else ends the run when it cannot write.
         """
+        if self._lock.error is not None:
+            return
         storage = self._storage
         self._writers = build_writers(self.config, None if storage is None else storage.describe)
-        self._watched = [*self._writers, *watched]
+        self._watched = [self._lock, *self._writers, *watched]
         for writer in self._writers:
             writer.attach(bus)
         if storage is not None:
@@ -87,7 +89,8 @@ class RunSession:
         """Takes them off and closes their files; what is to be sent may still be under way."""
         if self._storage is not None:
             self._storage.detach()
-        for writer in self._writers:
+        writers, self._writers = self._writers, []
+        for writer in writers:
             try:
                 writer.close()
             except ArtifactError as error:
@@ -97,6 +100,7 @@ class RunSession:
 
     def publish(self, event: MetricEvent) -> None:
         """Hands one event of the run to everybody."""
+        self._leave_what_is_lost()
         self.tally.take(event)
         if event.event_type is EventType.RUN_STARTED:
             self._started = True
@@ -119,6 +123,7 @@ class RunSession:
             end: what the launcher says.
             signum: the signal that asked for it, if one did.
         """
+        self._leave_what_is_lost()
         if not self._started:
             self._recall()
             if end.state == "interrupted":
@@ -188,10 +193,17 @@ class RunSession:
     def change_config(self, config: ExperimentConfig) -> None:
         """Replaces the run's config, on disk too."""
         self.config = config
+        if self._lock.error is not None:
+            return
         try:
             save_config(config)
         except ArtifactError as error:  # the writers find the same, and end the run
             logger.error("%s", error)
+
+    def _leave_what_is_lost(self) -> None:
+        """Another driver's files get nothing more from here."""
+        if self._lock.error is not None:
+            self.close_writers()
 
     def _emit(self, event_type: EventType, data: dict[str, Any]) -> None:
         self._bus.emit(MetricEvent.now(event_type, self.config.experiment_id, data))

@@ -16,13 +16,14 @@ import time
 from collections import deque
 
 from retro_ml.core.artifacts.leaderboard import Normalise
-from retro_ml.core.artifacts.metrics_file import read_rows
+from retro_ml.core.artifacts.metrics_file import read_scores
 from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.engine.chosen_values import ChosenValues
 from retro_ml.core.engine.launcher import LaunchError, SweepLauncher, Trial, TrialEnd
 from retro_ml.core.engine.resume_point import is_finished
 from retro_ml.core.engine.run_faults import BadRunFolder, BadStorage
 from retro_ml.core.engine.run_folder import OpenRun, ReadInitial, open_run
+from retro_ml.core.engine.run_lock import LockLost, RunLock
 from retro_ml.core.engine.run_log import RunLog, TrialLogs
 from retro_ml.core.engine.run_session import RunSession
 from retro_ml.core.engine.stop_signals import StopSignals
@@ -31,6 +32,7 @@ from retro_ml.core.engine.sweep_folder import load_trial_status, open_sweep
 from retro_ml.core.engine.sweep_progress import SweepProgress, build_sweep_progress
 from retro_ml.core.engine.sweep_result import SweepResult
 from retro_ml.core.engine.sweep_storage import SweepStorage, is_delivered
+from retro_ml.core.engine.sweep_takeover import SweepTakeover
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.search import NoFittingValues, OptunaSearch
@@ -63,6 +65,7 @@ class SweepEngine:
         self._search = OptunaSearch(config.seed)
         self._planned = {trial.experiment_id: trial for trial in config.trials}
         self._waiting = deque(config.trials)
+        self._completed: deque[PlannedTrial] = deque()
         self._postponed: set[str] = set()
         self._taken: set[str] = set()
         self._sessions: dict[str, RunSession] = {}
@@ -75,6 +78,8 @@ class SweepEngine:
         self._storage = SweepStorage(config)
         self._chosen = ChosenValues(config, {})
         self._left: BadStorage | None = None
+        self._lock: RunLock | None = None
+        self._takeover = SweepTakeover()
         self.ended_before: list[str] = []
 
     def run(self) -> SweepResult:
@@ -87,9 +92,11 @@ class SweepEngine:
         started_s = time.monotonic()
         self._progress = build_sweep_progress(self._board, self._options, sys.stderr)
         opened = open_sweep(self._config, self._options, notice=self._progress.notice)
+        self._lock = opened.lock
         try:
             self._chosen = ChosenValues(self._config, opened.stored_configs)
             self._read_past()
+            self._set_completed_aside()
             self._storage.start()
             with (
                 RunLog(
@@ -99,7 +106,7 @@ class SweepEngine:
             ):
                 for note in opened.notices:
                     self._progress.notice(note)
-                error = self._train() or log.error or self._board.error
+                error = self._train() or self._lost or log.error or self._board.error
                 result = self._result(error, took_s=time.monotonic() - started_s)
                 logger.info("%s, exit code %d", result.state, result.exit_code)
             result = self._deliver(result)
@@ -115,12 +122,11 @@ class SweepEngine:
         if self._first is not None:
             first, self._first = self._first, None
             return first
-        while not self._stopping and not self._spent():
+        while not self._stopping and not self._over():
             if not self._waiting:
                 return None
             planned = self._waiting.popleft()
-            state = self._board[planned.experiment_id].state
-            if state == "stopped" or (state == "completed" and is_delivered(planned.config)):
+            if self._board[planned.experiment_id].state == "stopped":
                 continue
             trial = self._begin(planned)
             if trial is not None:
@@ -132,7 +138,7 @@ class SweepEngine:
         session = self._sessions.get(experiment_id)
         if session is not None and session.write_error is not None:
             return str(session.write_error)
-        return self._spent()
+        return self._over()
 
     def trial_ended(self, end: TrialEnd) -> None:
         """See `TrialSource`."""
@@ -152,7 +158,7 @@ class SweepEngine:
         if end.state in {"completed", "stopped", "failed"}:
             score = None if end.state == "failed" else standing.score
             self._search.tell(self._planned[name], score)
-        self._board.save()
+        self._save_board()
         self._progress.trial_ended(standing)
 
     def past_scores(self, experiment_id: str) -> list[tuple[int, float]]:
@@ -164,11 +170,9 @@ class SweepEngine:
         path = self._planned[experiment_id].config.paths.metrics_csv_path
         try:
             return [
-                (row["step"], row["reward"])
-                for row in read_rows(path)
-                if row["type"] == EventType.TRAINING_STEP.value
-                and row["reward"] is not None
-                and (restore_from is None or row["step"] <= restore_from.agent_steps)
+                (step, score)
+                for step, score in read_scores(path)
+                if restore_from is None or step <= restore_from.agent_steps
             ]
         except (OSError, ArtifactError) as error:  # the trial itself says what is wrong with it
             logger.warning("%s", error)
@@ -188,6 +192,7 @@ class SweepEngine:
                 self._first = self.next_trial()
                 if self._first is not None:
                     self._launcher.launch_sweep(self._config, self, self._publish, self._options)
+                self._look_after_completed()
             except LaunchError as launch_error:
                 error = launch_error
             except KeyboardInterrupt:
@@ -198,8 +203,23 @@ class SweepEngine:
             finally:
                 self._end_rest(error)
                 self._bus.unsubscribe(None, self._pass_on)
-                self._board.save(force=True)
+                self._save_board(force=True)
         return error
+
+    def _set_completed_aside(self) -> None:
+        """What earlier calls completed comes last: opening thousands takes minutes."""
+        trials, self._waiting = self._waiting, deque()
+        for planned in trials:
+            completed = self._board[planned.experiment_id].state == "completed"
+            (self._completed if completed else self._waiting).append(planned)
+
+    def _look_after_completed(self) -> None:
+        """Makes models that are gone or outdated again, and sends what storage does not have."""
+        self._waiting = self._completed
+        while self._waiting and not self._stopping and self._lost is None:
+            planned = self._waiting.popleft()
+            if not is_delivered(planned.config):
+                self._begin(planned)  # one that is to train after all is left to the next call
 
     def _end_rest(self, error: Exception | None) -> None:
         """Trials of which the launcher told no end."""
@@ -216,6 +236,10 @@ class SweepEngine:
         """Opens a trial; None where it has nothing left to do, or cannot be opened."""
         name, as_planned = planned.experiment_id, planned
         standing = self._board[name]
+        if not self._takeover.wait_for(
+            name, notice=self._progress.notice, stopped=lambda: self._stopping
+        ):
+            return None
         try:
             planned = self._with_values(planned)
             opened = self._open(planned.config, is_new=standing.state == "waiting")
@@ -294,9 +318,12 @@ class SweepEngine:
 
     def _read_past(self) -> None:
         """What earlier calls left: every trial's standing, and for a search what it led to."""
+        under_way: list[ExperimentConfig] = []
         for planned in self._config.trials:
             standing = self._board[planned.experiment_id]
             status = load_trial_status(planned.config.paths.status_path)
+            if status.get("state") == "running":
+                under_way.append(planned.config)
             if status:
                 finished = is_finished(status, planned.config, self._options)
                 self._board.take_status(standing, status, finished=finished)
@@ -313,6 +340,7 @@ class SweepEngine:
                 logger.warning("%s: %s", planned.experiment_id, error)
                 continue
             standing.values = planned.values | (values or {})
+        self._takeover.look_at(under_way)
 
     def _publish(self, event: MetricEvent) -> None:
         name = event.experiment_id
@@ -328,13 +356,26 @@ class SweepEngine:
         self._logs.speaking = None
         self._board.take(event)
         self._progress.take(event)
-        self._board.save()
+        self._save_board()
 
     def _pass_on(self, event: MetricEvent) -> None:
         """From the sweep's bus to the writers of the trial."""
         bus = self._buses.get(event.experiment_id)
         if bus is not None:
             bus.emit(event)
+
+    def _save_board(self, *, force: bool = False) -> None:
+        if self._lost is None:
+            self._board.save(force=force)
+
+    @property
+    def _lost(self) -> LockLost | None:
+        """That the sweep is another driver's by now."""
+        return None if self._lock is None else self._lock.error
+
+    def _over(self) -> str | None:
+        """Why the whole sweep has to end."""
+        return self._spent() if self._lost is None else str(self._lost)
 
     def _spent(self) -> str | None:
         budget = self._config.max_agent_steps
@@ -346,7 +387,8 @@ class SweepEngine:
         """Waits for what is still to be sent; a signal ends the waiting."""
         restore_terminal = self._progress.restore_terminal
         with StopSignals(on_first=self._storage.give_up, before_exit=restore_terminal):
-            self._send_past()
+            if self._lost is None:
+                self._send_past()
             delivery = self._storage.finish()
         if delivery is None:
             return result
@@ -360,6 +402,9 @@ class SweepEngine:
             if name in self._taken or planned.config.paths.storage_uri is None:
                 continue
             if is_delivered(planned.config):
+                continue
+            if self._storage.given_up:
+                self._storage.note_not_opened(name, "a signal ended the sending")
                 continue
             try:
                 self._hand_over(self._open(self._with_values(planned).config, is_new=False))

@@ -41,6 +41,8 @@ class SweepStorage:
         self._pool = ThreadPoolExecutor(DELIVERIES_AT_ONCE, thread_name_prefix="delivery")
         self._under_way: dict[RunStorage, Future[Delivery]] = {}
         self._not_opened: dict[str, str] = {}
+        self.given_up = False
+        """Nothing more is waited for."""
 
     @property
     def patience_s(self) -> float:
@@ -66,6 +68,8 @@ class SweepStorage:
         # All are asked at once, so that an endpoint that is gone is waited for once, not in turn.
         opened.storage.begin_delivery()
         self._under_way[opened.storage] = self._pool.submit(_deliver, opened, opened.storage)
+        if self.given_up:
+            opened.storage.give_up()
 
     def note_not_opened(self, name: str, reason: str) -> None:
         """A trial whose files are not all there, and cannot be sent now."""
@@ -94,7 +98,8 @@ class SweepStorage:
         return Delivery(str(self._paths.storage_uri), tuple(missing), error)
 
     def give_up(self) -> None:
-        """Ends the waiting of `finish`; called from signal handlers."""
+        """Ends the waiting of `finish`, and of what comes later; called from signal handlers."""
+        self.given_up = True
         for storage in list(self._under_way):
             storage.give_up()
         if self._files is not None:

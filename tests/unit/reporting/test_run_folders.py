@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from retro_ml import list as listing
+from retro_ml.core.engine.processes import describe_machine
 from retro_ml.core.engine.run_lock import RunLock
 from retro_ml.reporting.run_folders import FileFault, describe_age, find_runs, load_json, summarize
 
@@ -60,10 +61,9 @@ def test_a_run_under_way_with_nobody_at_work_is_lost(make_run: MakeRun) -> None:
 def test_a_dead_holder_of_this_machine_and_a_living_one_of_another(make_run: MakeRun) -> None:
     run = make_run("a", scores=[1], state="running")
     (paths,) = find_runs(run)
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     lease = {
         "host": socket.gethostname(),
-        "boot_id": boot_id,
+        "machine": describe_machine(),
         "nonce": "0",
         "driver": {"pid": os.getpid(), "started_ticks": 1},
         "trainer": None,
@@ -72,7 +72,7 @@ def test_a_dead_holder_of_this_machine_and_a_living_one_of_another(make_run: Mak
     paths.lock_path.write_text(json.dumps(lease))
     assert summarize(paths).state == "lost"
 
-    paths.lock_path.write_text(json.dumps({**lease, "host": "elsewhere", "boot_id": "other"}))
+    paths.lock_path.write_text(json.dumps({**lease, "host": "elsewhere", "machine": "other"}))
     assert summarize(paths).state == "running"
 
     long_ago = paths.lock_path.stat().st_mtime - 3600

@@ -14,12 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retro_ml.core.artifacts import metrics_file
 from retro_ml.core.artifacts.metrics_file import (
     COLUMNS,
     build_header,
     build_row,
     cut_rows,
     read_rows,
+    read_scores,
     save_metrics_json,
 )
 from retro_ml.core.artifacts.storage import ArtifactError
@@ -189,6 +191,35 @@ def test_a_line_that_is_no_csv_is_damaged(tmp_path: Path) -> None:
     path = file_of(tmp_path, b"a\rb,c\n")
     with pytest.raises(ArtifactError, match="line 2 is damaged"):
         list(read_rows(path))
+
+
+def test_scores_are_read_without_parsing_the_rows_of_games(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    games = [row(GAME, step=8, reward=2.0, length=8, frames=32)] * 50
+    steps = [
+        row(STEP, step=10, reward=None),
+        row(STEP, step=20, reward=1.5),
+        row(STEP, step=30, reward=-2.0).replace(b"training_step", b'"training_step"'),
+    ]
+    path = file_of(tmp_path, *games, *steps, row(DONE, step=30, reward=9.0, state="stopped"))
+    parsed: list[bytes] = []
+    parse = metrics_file._row
+
+    def count(header: list[str], line: bytes) -> dict[str, Any]:
+        parsed.append(line)
+        return parse(header, line)
+
+    monkeypatch.setattr(metrics_file, "_row", count)
+    assert list(read_scores(path)) == [(20, 1.5), (30, -2.0)]
+    assert parsed == steps
+
+
+def test_scores_are_found_in_a_file_of_other_columns(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    lines = ["step,type,reward", "5,episode_finished,1.0", "10,training_step,2.0", "20,trai"]
+    path.write_text("\n".join(lines))
+    assert list(read_scores(path)) == [(10, 2.0)]
 
 
 def test_a_torn_last_line_is_left_out_a_damaged_one_is_not(tmp_path: Path) -> None:

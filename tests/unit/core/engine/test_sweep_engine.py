@@ -1,6 +1,7 @@
 """The order of a sweep, with a scripted launcher: files, standings, resume, budgets, signals."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -15,10 +16,17 @@ import safetensors.numpy
 
 from retro_ml.core.artifacts.checkpoint_files import adopt_checkpoint, save_checkpoint_folder
 from retro_ml.core.artifacts.metrics_file import read_rows
+from retro_ml.core.engine import lock_renewal, run_lock
 from retro_ml.core.engine.launcher import LaunchError, Trial, TrialEnd, TrialSource
+from retro_ml.core.engine.processes import Process
+from retro_ml.core.engine.run_claim import Claim
 from retro_ml.core.engine.run_faults import BadRunFolder
+from retro_ml.core.engine.run_folder import OpenRun, open_run
+from retro_ml.core.engine.run_lock import Lease, RunLock
 from retro_ml.core.engine.sweep_engine import SweepEngine
+from retro_ml.core.engine.sweep_progress import SweepProgress
 from retro_ml.core.engine.sweep_result import SweepResult
+from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.sweep_config import SweepConfig
 from retro_ml.core.metrics.event_bus import EventType, MetricEvent, MetricEventBus
@@ -280,6 +288,29 @@ def test_what_is_left_goes_on_and_what_is_finished_is_not_begun(make: Make) -> N
     assert begun == [("pong-ppo-s2", "step-10"), ("pong-ppo-s4", None)]
 
 
+def test_new_trials_begin_before_what_is_completed_is_looked_after(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is gone is made again all the same."""
+    before = make()
+    run(before)
+    models = [trial.config.paths.model_path for trial in before.trials]
+    models[0].unlink()
+    opened: list[int] = []
+
+    def note(config: ExperimentConfig, *arguments: Any, **how: Any) -> OpenRun:
+        opened.append(config.seed)
+        return open_run(config, *arguments, **how)
+
+    monkeypatch.setattr("retro_ml.core.engine.sweep_engine.open_run", note)
+    launcher = ScriptedLauncher()
+    result = run(make(grid={"seed": [1, 2, 3, 4, 5]}), launcher)
+    assert (result.success, states(result)) == (True, ["completed"] * 5)
+    assert launcher.names == ["pong-ppo-s4", "pong-ppo-s5"]
+    assert opened == [4, 5, 1, 2, 3]
+    assert all(path.exists() for path in models)
+
+
 def test_a_sweep_can_be_made_longer(make: Make) -> None:
     run(make())
     launcher = ScriptedLauncher()
@@ -416,6 +447,75 @@ def test_two_drivers_do_not_share_a_sweep(make: Make) -> None:
         return launcher.train(trial)
 
     assert run(make(grid={"seed": [1]}), ScriptedLauncher(play)).success
+
+
+def test_a_sweep_that_another_driver_took_over_ends_and_leaves_it_the_files(make: Make) -> None:
+    config = make()
+    paths = config.paths
+
+    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
+        lease = json.loads(paths.lock_path.read_text())
+        taken = json.dumps(lease | {"host": "far", "nonce": "the other's"}).ljust(1024)
+        paths.lock_path.write_text(taken)
+        for lock in list(lock_renewal.renewer._held):
+            lock.renew()
+        state = launcher.train(trial, iterations=2)
+        assert paths.lock_path.read_text() == taken
+        return state
+
+    result = run(config, ScriptedLauncher(play))
+    assert (result.state, result.exit_code) == ("failed", 1)
+    assert f"on far has taken over {paths.sweep_dir}" in str(result.error)
+    assert states(result) == ["interrupted", "waiting", "waiting"]
+    assert not paths.status_path.exists()
+
+
+@pytest.fixture
+def left_elsewhere(make: Make, monkeypatch: pytest.MonkeyPatch) -> SweepConfig:
+    """A sweep whose driver died on another machine while two of its trials were under way."""
+    config = make()
+
+    def half(launcher: ScriptedLauncher, trial: Trial) -> str:
+        return launcher.train(trial, iterations=1)
+
+    run(config, ScriptedLauncher(half))
+    lease = Lease("far", "another", "n", Process(1, 1))
+    for trial in config.trials[:2]:
+        paths = trial.config.paths
+        paths.status_path.write_text(
+            json.dumps(status(paths.experiment_dir) | {"state": "running"})
+        )
+        paths.lock_path.write_text(json.dumps(dataclasses.asdict(lease)))
+    monkeypatch.setattr(run_lock, "_POLL_S", 0.01)
+    return config
+
+
+def test_the_trials_of_a_dead_machine_are_waited_for_all_at_once(
+    left_elsewhere: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_lock, "LEASE_S", 0.3)
+    monkeypatch.setitem(RunLock.acquire.__kwdefaults__, "lease_s", 0.3)
+    said: list[str] = []
+    monkeypatch.setattr(SweepProgress, "notice", lambda _, text: said.append(text))
+    assert run(left_elsewhere).success
+    waits = [text for text in said if text.startswith("waiting")]
+    assert len(waits) <= 1  # none where the sweep took that long to begin
+    assert "process 1 on far" not in "".join(waits)
+
+
+def test_a_signal_ends_the_waiting_for_a_dead_machine(
+    left_elsewhere: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signal_it(progress: SweepProgress, text: str) -> None:
+        if text.startswith("waiting"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(SweepProgress, "notice", signal_it)
+    launcher = ScriptedLauncher()
+    result = run(left_elsewhere, launcher)
+    assert (launcher.begun, result.state, result.exit_code) == ([], "interrupted", 143)
+    for trial in left_elsewhere.trials[:2]:
+        assert '"nonce": "n"' in trial.config.paths.lock_path.read_text()
 
 
 def test_changed_hyperparameters_are_in_every_file_of_the_trial(make: Make, tmp_path: Path) -> None:
@@ -568,6 +668,38 @@ def test_storage_that_is_gone_stops_no_trial_and_gets_all_the_next_time(
         assert (there / "metrics.csv").read_bytes() == (
             trial.config.paths.metrics_csv_path.read_bytes()
         )
+
+
+def test_a_signal_ends_the_delivery_of_what_earlier_calls_left(
+    make: Make, outage: Outage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trials that are not opened yet are left to the next call."""
+    config = make(output_dir=f"file://{outage.folder}", scheduler="asha")
+
+    def play(launcher: ScriptedLauncher, trial: Trial) -> str:
+        launcher.train(trial, iterations=1)
+        return "stopped"
+
+    assert run(config, ScriptedLauncher(play)).exit_code == 0
+    for trial in config.trials:
+        path = trial.config.paths.claim_path
+        claim = Claim.read(path.read_bytes())
+        assert claim is not None
+        dataclasses.replace(claim, complete=False).save(path)
+    opened: list[str] = []
+
+    def open_and_signal(config: ExperimentConfig, *arguments: Any, **how: Any) -> OpenRun:
+        opened.append(config.experiment_id)
+        if len(opened) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return open_run(config, *arguments, **how)
+
+    monkeypatch.setattr("retro_ml.core.engine.sweep_engine.open_run", open_and_signal)
+    result = run(config)
+    assert opened == ["pong-ppo-s1"]
+    assert result.exit_code == 3
+    assert result.storage is not None
+    assert {"pong-ppo-s2/", "pong-ppo-s3/"} <= set(result.storage.missing)
 
 
 def test_a_trial_that_storage_alone_knows_waits_for_it(make: Make, outage: Outage) -> None:

@@ -20,6 +20,7 @@ import safetensors.numpy
 
 from retro_ml.core.artifacts.checkpoint_files import save_checkpoint_folder
 from retro_ml.core.artifacts.model_archive import load_model_archive
+from retro_ml.core.engine import lock_renewal
 from retro_ml.core.engine.launcher import LaunchError, Trial, TrialEnd
 from retro_ml.core.engine.result import ExperimentResult
 from retro_ml.core.engine.training_engine import TrainingEngine
@@ -297,6 +298,36 @@ def test_a_disk_that_fills_at_the_very_end_is_no_success(
 
     assert (result.state, result.exit_code) == ("failed", 1)
     assert status(config)["state"] == "failed"
+
+
+def test_a_run_that_another_driver_took_over_ends_and_leaves_it_the_files(
+    config: ExperimentConfig,
+) -> None:
+    """As after a pause of this machine, which the other one's lock does not reach."""
+    files: dict[Path, bytes] = {}
+
+    def read_files() -> dict[Path, bytes]:
+        own = {config.paths.log_path}
+        found = config.experiment_dir.rglob("*")
+        return {path: path.read_bytes() for path in found if path.is_file() and path not in own}
+
+    def script(launcher: ScriptedLauncher) -> str:
+        launcher.train(iterations=1)
+        path = config.paths.lock_path
+        lease = json.loads(path.read_text())
+        path.write_text(json.dumps(lease | {"host": "far", "nonce": "the other's"}).ljust(1024))
+        for lock in list(lock_renewal.renewer._held):
+            lock.renew()
+        files.update(read_files())
+        launcher.tell(EventType.EPISODE_FINISHED, step=20, reward=4.0, length=9, frames=36)
+        assert launcher.stop_requests > 0
+        return "interrupted"
+
+    result = run(config, script)
+    assert (result.state, result.exit_code) == ("failed", 1)
+    assert f"on far has taken over {config.experiment_dir}" in str(result.error)
+    assert read_files() == files
+    assert status(config)["state"] == "running"
 
 
 def test_a_bad_folder_is_refused_before_anything_begins(config: ExperimentConfig) -> None:
