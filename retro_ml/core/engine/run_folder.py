@@ -7,6 +7,7 @@ is refused. All of it happens under the run's lock, which the caller releases.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ from retro_ml.core.engine.resume_point import (
 )
 from retro_ml.core.engine.run_claim import outlive, read_claim
 from retro_ml.core.engine.run_faults import (
+    BadMachine,
     BadRunFolder,
     BadStorage,
     cannot_make,
@@ -50,6 +52,8 @@ from retro_ml.core.experiments.differences import continue_config, describe_diff
 from retro_ml.core.experiments.options import RunOptions
 
 logger = logging.getLogger("retro_ml.engine")
+
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 ReadInitial = Callable[[ExperimentConfig], InitialWeights | None]
 """What gives the weights that `init_from` names; raises ArchiveError."""
@@ -272,10 +276,15 @@ def _find_resume_point(config: ExperimentConfig, storage: RunStorage | None) -> 
     except StorageError as error:
         raise BadStorage(f"output_dir: {config.output_dir} -> {error}") from None
     except OSError as error:
-        path = error.filename or config.paths.experiment_dir
-        raise BadRunFolder(
-            f"{where}{path}: {reason_of(error)}; make all in {config.paths.experiment_dir} "
-            f"readable and writable, or choose {anew}"
+        fault = f"{where}{error.filename or config.paths.experiment_dir}: {reason_of(error)}"
+        if error.errno in _DENIED:
+            raise BadRunFolder(
+                f"{fault}; make all in {config.paths.experiment_dir} readable and writable, "
+                f"or choose {anew}"
+            ) from None
+        raise BadMachine(
+            f"{fault}; the same command goes on once this machine can read and write there "
+            f"again, or choose {anew}"
         ) from None
 
 
