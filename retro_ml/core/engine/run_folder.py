@@ -338,7 +338,7 @@ def _move_aside(
         with _storage_faults(config):
             if remote is not None:
                 outlive(read_claim(remote), remote, notice=notice)
-                there = move_aside(remote, stamp).uri
+                there = move_aside(remote, stamp, mark=config.paths.config_path.name).uri
         os.rename(folder, aside)
     except OSError as error:
         raise cannot_make(config, error) from None

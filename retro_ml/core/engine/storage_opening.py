@@ -18,7 +18,7 @@ from retro_ml.core.artifacts.remote_folder import (
 from retro_ml.core.engine.run_claim import Claim, ClaimKeeper, outlive, read_claim
 from retro_ml.core.engine.run_storage import PATIENCE_S, RunStorage
 from retro_ml.core.experiments.config import ExperimentConfig
-from retro_ml.core.experiments.run_paths import CLAIM_NAME, CONFIG_NAME
+from retro_ml.core.experiments.run_paths import CLAIM_NAME
 
 _proved: set[str] = set()
 
@@ -102,12 +102,18 @@ def prove_writable(uri: str) -> None:
     _proved.add(uri)
 
 
-def move_aside(run: RemoteFolder, stamp: str) -> RemoteFolder:
-    """Moves a run in storage out of the way. Raises StorageError."""
+def move_aside(run: RemoteFolder, stamp: str, *, mark: str) -> RemoteFolder:
+    """Moves a run or sweep in storage out of the way. Raises StorageError.
+
+    Args:
+        run: its folder.
+        stamp: what the folder's name gets, so that it is another one.
+        mark: the file that it is known by.
+    """
     aside = RemoteFolder(f"{run.uri}.before-{stamp}", patience_s=PATIENCE_S)
-    # The config comes last: as long as it is there, a move that was killed is known and gone on
+    # The mark comes last: as long as it is there, a move that was killed is known and gone on
     # with, and nothing of the old run passes for the new one's.
-    names = sorted(run.list(), key=lambda name: name == CONFIG_NAME)
+    names = sorted(run.list(), key=lambda name: name == mark)
     for name in names:
         if name != CLAIM_NAME:
             run.move(name, aside)

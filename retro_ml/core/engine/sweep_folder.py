@@ -184,7 +184,7 @@ def _move_aside(
     try:
         if remote is not None:
             with _storage_faults(config):
-                there = move_aside(remote, stamp).uri
+                there = move_aside(remote, stamp, mark=config.paths.spec_path.name).uri
         os.rename(folder, aside)
     except OSError as error:
         raise _cannot_make(config, error) from None

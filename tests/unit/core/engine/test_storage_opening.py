@@ -37,22 +37,29 @@ def die_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, call: int)
     monkeypatch.setattr(owner, name, die)
 
 
+@pytest.mark.parametrize(
+    ("mark", "others"),
+    [
+        ("config.json", ["checkpoints/step-10/manifest.json", "metrics.csv", "status.json"]),
+        ("sweep.json", ["leaderboard.csv", "trial-1/config.json", "trial-2/config.json"]),
+    ],
+)
 def test_a_restart_that_is_killed_is_known_until_all_is_moved(
-    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
+    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch, mark: str, others: list[str]
 ) -> None:
     run = RemoteFolder(str(config.paths.storage_uri))
-    names = ["checkpoints/step-10/manifest.json", "config.json", "metrics.csv", "status.json"]
+    names = sorted([mark, *others])
     for name in [*names, CLAIM_NAME]:
         run.put(name, b"old")
     for moved in range(1, 4):
         with monkeypatch.context() as killing:
             die_at(killing, RemoteFolder, "move", call=2)
             with pytest.raises(KeyboardInterrupt):
-                move_aside(run, "1")
+                move_aside(run, "1", mark=mark)
         assert len(run.list()) == 5 - moved
-        assert "config.json" in run.list()
+        assert mark in run.list()
 
-    aside = move_aside(run, "1")
+    aside = move_aside(run, "1", mark=mark)
     assert set(run.list()) == {CLAIM_NAME}
     assert sorted(aside.list()) == names
 

@@ -1,0 +1,56 @@
+"""A sweep's folder: what a kill or a failure in the midst of its opening leaves."""
+
+from pathlib import Path
+
+import pytest
+
+from retro_ml.core.artifacts.remote_folder import RemoteFolder
+from retro_ml.core.engine.sweep_folder import open_sweep
+from retro_ml.core.experiments.options import RunOptions
+from retro_ml.core.experiments.sweep_config import SweepConfig
+
+pytestmark = pytest.mark.unit
+
+
+def make(output_dir: object, game: str = "pong") -> SweepConfig:
+    return SweepConfig(
+        name="s",
+        output_dir=str(output_dir),
+        base={"game_id": game, "total_timesteps": 20},
+        grid={"seed": [1, 2]},
+    )
+
+
+def opened(config: SweepConfig, behavior: str = "resume") -> tuple[str, ...]:
+    """Opens and leaves it; what the user is told of it."""
+    options = RunOptions(restart_behavior=behavior)  # type: ignore[arg-type]
+    sweep = open_sweep(config, options, notice=lambda text: None)
+    sweep.lock.release()
+    return sweep.notices
+
+
+def test_a_restart_that_is_killed_in_storage_leaves_no_trial_for_the_new_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETRO_ML_STAGING", str(tmp_path / "staging"))
+    config = make(f"file://{tmp_path}/storage")
+    there = RemoteFolder(str(config.paths.storage_uri))
+    old = ["a-trial/config.json", "sweep.json", "trial-1/config.json", "trial-2/status.json"]
+    for name in old:
+        there.put(name, b"old")
+    real, calls = RemoteFolder.move, 0
+
+    def die(self: RemoteFolder, name: str, other: RemoteFolder) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        real(self, name, other)
+
+    with monkeypatch.context() as killing:
+        killing.setattr(RemoteFolder, "move", die)
+        with pytest.raises(KeyboardInterrupt):
+            opened(config, "restart")
+
+    opened(config, "restart")
+    assert there.list() == {}
