@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from retro_ml.core.artifacts.remote_folder import ObjectMissing, RemoteFolder, StorageError
-from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically
+from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically, temporary_path
 from retro_ml.core.engine.resume_point import read_small
 from retro_ml.core.engine.run_faults import BadRunFolder, BadStorage
 from retro_ml.core.engine.run_lock import RunLock, RunLocked
@@ -126,8 +126,10 @@ def _read_fields(config: SweepConfig) -> dict[str, Any]:
 
 
 def _refuse_foreign(config: SweepConfig) -> None:
-    folder, ours = config.paths.sweep_dir, config.paths.lock_path
-    if any(path != ours for path in folder.iterdir()):
+    folder, paths = config.paths.sweep_dir, config.paths
+    # What a kill may have left: sweep.json gets its name when it is whole.
+    own = {paths.lock_path, temporary_path(paths.spec_path)}
+    if any(path not in own for path in folder.iterdir()):
         raise _refusal(
             config,
             f"{folder} is not a sweep's folder (no {config.paths.spec_path.name}) and not empty; "

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from retro_ml.core.artifacts.remote_folder import RemoteFolder
+from retro_ml.core.artifacts.storage import temporary_path
 from retro_ml.core.engine.sweep_folder import open_sweep
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.sweep_config import SweepConfig
@@ -54,3 +55,13 @@ def test_a_restart_that_is_killed_in_storage_leaves_no_trial_for_the_new_sweep(
 
     opened(config, "restart")
     assert there.list() == {}
+
+
+@pytest.mark.parametrize("behavior", ["resume", "restart"])
+def test_what_a_kill_left_of_the_beginning_is_no_obstacle(tmp_path: Path, behavior: str) -> None:
+    config = make(tmp_path)
+    config.paths.sweep_dir.mkdir()
+    temporary_path(config.paths.spec_path).write_bytes(b"torn")
+
+    assert opened(config, behavior) == ()
+    assert [path.name for path in config.paths.sweep_dir.iterdir()] == ["sweep.json"]
