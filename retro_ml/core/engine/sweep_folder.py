@@ -77,10 +77,12 @@ def open_sweep(
             stored_configs = fetch_past(config, notice=notice)
         text = config.model_dump_json(indent=2) + "\n"
         replace_atomically(path, lambda file: file.write(text.encode()))
-    except (BadRunFolder, ArtifactError) as error:
+    except BaseException as error:
         lock.release()
         _remove(made)
-        raise error if isinstance(error, BadRunFolder) else _refusal(config, str(error)) from None
+        if isinstance(error, ArtifactError):
+            raise _refusal(config, str(error)) from None
+        raise
     return OpenSweep(lock, notices, stored_configs)
 
 

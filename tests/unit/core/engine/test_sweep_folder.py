@@ -1,6 +1,8 @@
 """A sweep's folder: what a kill or a failure in the midst of its opening leaves."""
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +30,10 @@ def opened(config: SweepConfig, behavior: str = "resume") -> tuple[str, ...]:
     sweep = open_sweep(config, options, notice=lambda text: None)
     sweep.lock.release()
     return sweep.notices
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_restart_that_is_killed_in_storage_leaves_no_trial_for_the_new_sweep(
@@ -65,3 +71,14 @@ def test_what_a_kill_left_of_the_beginning_is_no_obstacle(tmp_path: Path, behavi
 
     assert opened(config, behavior) == ()
     assert [path.name for path in config.paths.sweep_dir.iterdir()] == ["sweep.json"]
+
+
+def test_an_interrupt_gives_the_lock_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make(tmp_path)
+    with monkeypatch.context() as interrupting:
+        interrupting.setattr("retro_ml.core.engine.sweep_folder.fetch_past", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            opened(config)
+    assert list(tmp_path.iterdir()) == []
+    assert "run-lock" not in {thread.name for thread in threading.enumerate()}
+    assert opened(config) == ()
