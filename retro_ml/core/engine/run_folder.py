@@ -117,7 +117,8 @@ def open_run(
     if options.restart_behavior == "restart" and (config.paths.config_path.exists() or remote):
         initial = _read_initial(config, read_initial)
         aside = _move_aside(config, remote, notice)
-        opened = _open(config, options, notice, open_there, read_initial=lambda _: initial)
+        with put_back(aside, folder, what="run", notice=notice):
+            opened = _open(config, options, notice, open_there, read_initial=lambda _: initial)
         return replace(opened, notices=(f"the old run is in {aside}", *opened.notices))
     if options.restart_behavior == "fail" and (os.path.lexists(folder) or remote):
         raise BadRunFolder(
@@ -141,6 +142,30 @@ def parse_config(content: bytes, config: ExperimentConfig) -> ExperimentConfig:
         return ExperimentConfig.model_validate_json(content)
     except ValidationError as error:
         raise unreadable(config, "; ".join(config_faults(error))) from None
+
+
+@contextmanager
+def put_back(
+    aside: Path | str, folder: Path, *, what: str, notice: Callable[[str], None]
+) -> Iterator[None]:
+    """Undoes a restart whose opening fails; what cannot be undone is told.
+
+    Args:
+        aside: where the old run is; in storage it stays there.
+        folder: where it was.
+        what: it is.
+        notice: is told of it where there is no message that could.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(aside, Path) and _is_renamed(aside, folder):
+            raise
+        where = f"the old {what} is in {aside}"
+        if isinstance(error, BadRunFolder):
+            raise type(error)(f"{error}; {where}") from None
+        notice(where)
+        raise
 
 
 def save_config(config: ExperimentConfig) -> None:
@@ -350,6 +375,15 @@ def _move_aside(
         with suppress(OSError):  # empty where the run was only there
             aside.rmdir()
     return there or aside
+
+
+def _is_renamed(source: Path, target: Path) -> bool:
+    """Tries it; something may be in the way by now."""
+    try:
+        os.rename(source, target)
+    except OSError:
+        return False
+    return True
 
 
 def _lock(config: ExperimentConfig, notice: Callable[[str], None]) -> RunLock:

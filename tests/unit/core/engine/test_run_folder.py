@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,8 @@ from retro_ml.core.artifacts.initial_weights import InitialWeights, load_initial
 from retro_ml.core.artifacts.metrics_file import build_header, build_row
 from retro_ml.core.artifacts.model_archive import ArchiveError, save_model_archive
 from retro_ml.core.artifacts.storage import ArtifactError, temporary_path
-from retro_ml.core.engine.run_faults import BadMachine, BadRunFolder
-from retro_ml.core.engine.run_folder import OpenRun, open_run
+from retro_ml.core.engine.run_faults import BadMachine, BadRunFolder, BadStorage
+from retro_ml.core.engine.run_folder import OpenRun, open_run, put_back
 from retro_ml.core.engine.run_lock import RunLock
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
@@ -438,6 +439,53 @@ def test_restart_keeps_the_old_folder_aside(tmp_path: Path) -> None:
     assert aside.name.startswith("x.before-")
     assert sorted(path.name for path in aside.iterdir()) == ["config.json", "model.zip"]
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["config.json"]
+
+
+def test_a_restart_that_cannot_begin_is_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run_folder(make_config(tmp_path, seed=1))
+    (tmp_path / "x" / "model.zip").write_text("mine")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for fail, error in ((refuse, BadRunFolder), (interrupt, KeyboardInterrupt)):
+        with monkeypatch.context() as failing:
+            failing.setattr(os, "replace", fail)
+            with (
+                pytest.raises(error),
+                opened(make_config(tmp_path, seed=2), restart_behavior="restart"),
+            ):
+                pass
+        after = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+        assert after == before
+
+
+def test_where_the_old_run_is_is_told_if_a_restart_cannot_be_undone(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    told: list[str] = []
+    for aside in ("s3://runs/x.before-1", tmp_path / "x.before-1"):
+        folder.mkdir(exist_ok=True)
+        (folder / "another's").touch()
+        where = f"the old run is in {aside}"
+        with (
+            pytest.raises(BadStorage, match=rf"no bucket; {re.escape(where)}$"),
+            put_back(aside, folder, what="run", notice=told.append),
+        ):
+            raise BadStorage("no bucket")
+        assert not told
+        with (
+            pytest.raises(KeyboardInterrupt),
+            put_back(aside, folder, what="run", notice=told.append),
+        ):
+            raise KeyboardInterrupt
+        assert told == [where]
+        told.clear()
 
 
 def test_fail_refuses_what_is_there(tmp_path: Path) -> None:

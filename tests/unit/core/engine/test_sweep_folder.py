@@ -1,5 +1,7 @@
 """A sweep's folder: what a kill or a failure in the midst of its opening leaves."""
 
+import errno
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import pytest
 
 from retro_ml.core.artifacts.remote_folder import RemoteFolder
 from retro_ml.core.artifacts.storage import temporary_path
+from retro_ml.core.engine.run_faults import BadRunFolder
 from retro_ml.core.engine.sweep_folder import open_sweep
 from retro_ml.core.experiments.options import RunOptions
 from retro_ml.core.experiments.sweep_config import SweepConfig
@@ -82,3 +85,22 @@ def test_an_interrupt_gives_the_lock_back(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(tmp_path.iterdir()) == []
     assert "run-lock" not in {thread.name for thread in threading.enumerate()}
     assert opened(config) == ()
+
+
+def test_a_restart_that_cannot_begin_is_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(make(tmp_path))
+    (tmp_path / "s" / "leaderboard.csv").write_text("mine")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for fail, error in ((refuse, BadRunFolder), (interrupt, KeyboardInterrupt)):
+        with monkeypatch.context() as failing:
+            failing.setattr(os, "replace", fail)
+            with pytest.raises(error):
+                opened(make(tmp_path, "qbert"), "restart")
+        after = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+        assert after == before
