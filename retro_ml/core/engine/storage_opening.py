@@ -15,6 +15,7 @@ from retro_ml.core.artifacts.remote_folder import (
     RemoteFolder,
     StorageError,
 )
+from retro_ml.core.artifacts.storage import rename_whole, temporary_path
 from retro_ml.core.engine.run_claim import Claim, ClaimKeeper, outlive, read_claim
 from retro_ml.core.engine.run_storage import PATIENCE_S, RunStorage
 from retro_ml.core.experiments.config import ExperimentConfig
@@ -158,13 +159,15 @@ def _replace_local(
         else:
             shutil.rmtree(aside, ignore_errors=True)
     notice(f"fetching the run from {run.uri}")
-    for name in paths.choose_sent_names(run.list()):
+    # The config last: without it a kill in between leaves no run, and all is fetched next time.
+    names = paths.choose_sent_names(run.list())
+    for name in sorted(names, key=lambda name: name == paths.config_path.name):
         target = folder / name
         target.parent.mkdir(exist_ok=True)
-        building = target.with_name(f".{target.name}.tmp")
+        building = temporary_path(target)
         try:
             run.download(name, building)
-            os.replace(building, target)
+            rename_whole(building, target)
         except ObjectMissing:
             continue
         finally:
