@@ -130,14 +130,14 @@ def _run(config: ExperimentConfig, *, options: RunOptions, as_json: bool) -> int
         from retro_ml.api import run_experiment
         from retro_ml.cluster.job_entry import note_work_left
         from retro_ml.core.engine.progress_text import delivery_words
-        from retro_ml.core.engine.run_faults import BadRunFolder, BadStorage
+        from retro_ml.core.engine.run_faults import BadMachine, BadRunFolder, BadStorage
     except KeyboardInterrupt:
         return 130
     try:
         result = run_experiment(config, options=options)
     except KeyboardInterrupt:  # while waiting for a lock or for storage, before the start
         return 130
-    except BadStorage as error:
+    except (BadMachine, BadStorage) as error:
         return fail(str(error), error.exit_code)
     except BadRunFolder as error:
         return refuse("run", [str(error)])

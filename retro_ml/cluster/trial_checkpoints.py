@@ -61,6 +61,7 @@ class TrialCheckpoints:
         Raises:
             CheckpointError: there is none.
             StorageError: storage does not answer.
+            OSError: this disk cannot be read or written.
         """
         if checkpoint.is_dir():
             return checkpoint
@@ -82,7 +83,11 @@ class TrialCheckpoints:
         return fetched.path
 
     def find_whole(self) -> Path | None:
-        """The newest whole checkpoint of this trial on this disk; damaged ones are set aside."""
+        """The newest whole checkpoint of this trial on this disk; damaged ones are set aside.
+
+        Raises:
+            OSError: one cannot be read, so that there is no telling whether it is whole.
+        """
         # All have their rows: the driver has written them before it asked for the checkpoint.
         chosen, faults = choose_checkpoint(self.folder, at_most=math.inf)
         set_newer_aside(self.folder, chosen)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retro_ml.core.artifacts.storage import ArtifactError
+from retro_ml.core.artifacts.storage import ArtifactError, rename_whole
 
 FRAMES_PER_S = 60
 """Of the console's picture: 59.92 on an NTSC set, 60 in the emulator."""
@@ -101,7 +101,7 @@ class VideoFile:
         with self._writing():
             self._container.mux(self._stream.encode(None))
             self._container.close()
-            self._temporary.replace(self._path)
+            rename_whole(self._temporary, self._path)
         self._done = True
 
     def discard(self) -> None:
@@ -159,7 +159,7 @@ def join_videos(parts: Sequence[Path], path: Path) -> list[Path]:
         if stream is None:
             temporary.unlink()
         else:
-            temporary.replace(path)
+            rename_whole(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise _cannot_write(path, error) from error

@@ -75,6 +75,7 @@ def load_checkpoint(algorithm: AtariAlgorithm, folder: Path) -> None:
 
     Raises:
         CheckpointError: damaged, or saved by another algorithm.
+        OSError: it cannot be read.
     """
     manifest = verify_checkpoint(folder)
     algorithm_name = algorithm.experiment.algorithm

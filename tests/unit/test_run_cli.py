@@ -12,7 +12,7 @@ import pytest
 
 from retro_ml import cli, run
 from retro_ml.cluster.job_entry import NOTE_VARIABLE
-from retro_ml.core.engine.run_faults import BadRunFolder
+from retro_ml.core.engine.run_faults import BadMachine, BadRunFolder
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
 
@@ -250,6 +250,20 @@ def test_a_bad_folder_is_bad_input(
     monkeypatch.setitem(sys.modules, "retro_ml.api", api)
 
     assert refuse(capsys, "--env", "pong") == ["output_dir: x -> y"]
+
+
+def test_a_machine_that_cannot_read_its_files_is_no_bad_input(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_experiment(config: ExperimentConfig, *, options: RunOptions) -> None:
+        raise BadMachine("experiment_id: x -> y")
+
+    api = ModuleType("retro_ml.api")
+    api.run_experiment = run_experiment  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "retro_ml.api", api)
+
+    assert run.main(["--env", "pong"]) == 3
+    assert capsys.readouterr().err == "error: experiment_id: x -> y\n"
 
 
 @pytest.mark.parametrize(

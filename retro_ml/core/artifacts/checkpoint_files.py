@@ -9,6 +9,7 @@ path relative to it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -35,6 +36,7 @@ MAX_MANIFEST_BYTES = 64 * 1024**2  # a segment of the replay takes 150, each che
 _STEP_NAME = re.compile(r"step-(\d+)")
 _UNFINISHED_NAME = re.compile(r"\.(step-\d+)-.+")
 _ASIDE = "aside-"
+_ASIDE_NAME = re.compile(rf"{_ASIDE}step-(\d+)")
 _LONGEST_NAME = 100  # characters of a file's name that are shown
 
 
@@ -107,6 +109,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: says which file is missing or not what was written.
+        OSError: a file cannot be read, so that there is no telling.
     """
     manifest = load_manifest(path)
     for name, expected in manifest["files"].items():
@@ -121,6 +124,8 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
                     f"{path}: {shown} is not what was saved (size or sha256 differs)"
                 )
         except OSError as error:
+            if not _is_damage(error):
+                raise
             raise CheckpointError(f"{path}: {shown} cannot be read: {error.strerror}") from error
     return manifest
 
@@ -135,6 +140,7 @@ def load_manifest(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: there is none, or it is not one that this version reads.
+        OSError: it cannot be read, so that there is no telling.
     """
     file = path / MANIFEST_NAME
     try:
@@ -144,6 +150,8 @@ def load_manifest(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: {MANIFEST_NAME} is too big to be one")
         content = file.read_bytes()
     except OSError as error:
+        if not _is_damage(error):
+            raise
         raise CheckpointError(f"{path}: {MANIFEST_NAME} cannot be read: {error}") from error
     return read_manifest(content, path)
 
@@ -188,7 +196,7 @@ def choose_checkpoint(root: Path, *, at_most: float) -> tuple[CheckpointFolder |
     Whoever goes on from it calls `set_newer_aside`. No save may be under way.
 
     Raises:
-        OSError: a checkpoint may not be read, so that there is no telling whether it is whole; or
+        OSError: a checkpoint cannot be read, so that there is no telling whether it is whole; or
             `root` cannot be written.
     """
     finish_saves(root)
@@ -197,8 +205,6 @@ def choose_checkpoint(root: Path, *, at_most: float) -> tuple[CheckpointFolder |
         try:
             manifest = verify_checkpoint(folder.path)
         except CheckpointError as error:
-            if isinstance(error.__cause__, PermissionError):
-                raise error.__cause__ from None
             faults.append(str(error))
             continue
         if folder.agent_steps <= at_most or manifest.get(ADOPTED) is True:
@@ -208,10 +214,11 @@ def choose_checkpoint(root: Path, *, at_most: float) -> tuple[CheckpointFolder |
 
 
 def set_newer_aside(root: Path, chosen: CheckpointFolder | None) -> None:
-    """Renames checkpoints newer than the chosen one to `aside-step-N`; the next save removes them.
+    """Renames checkpoints newer than the chosen one to `aside-step-N`.
 
-    They are damaged, or lack their rows, and the run makes them anew. Were they left there, they
-    would be kept as the newest ones, and what it saves before it comes that far would not.
+    A save removes them once the run has a checkpoint of as many steps again. They are damaged, or
+    lack their rows, and the run makes them anew. Were they left there, they would be kept as the
+    newest ones, and what it saves before it comes that far would not.
     """
     for folder in find_checkpoints(root):
         if chosen is None or folder.agent_steps > chosen.agent_steps:
@@ -223,7 +230,8 @@ def set_newer_aside(root: Path, chosen: CheckpointFolder | None) -> None:
 def finish_saves(root: Path) -> None:
     """Gives checkpoints their names that a killed save left without, whole as they are.
 
-    After a killed adoption the run has its own checkpoints again. Nothing may be under way.
+    After a killed adoption the run has its own checkpoints again. Nothing may be under way. Raises
+    OSError, also where one cannot be read.
     """
     before = _place_aside(root)
     if before.is_dir() and not os.path.lexists(root):
@@ -251,7 +259,7 @@ def adopt_checkpoint(source: Path, root: Path) -> CheckpointFolder:
 
     Raises:
         CheckpointError: `source` is not whole; `root` is as it was.
-        ArtifactError: `root` cannot be written.
+        ArtifactError: `source` cannot be read, or `root` not be written.
     """
     building = root.with_name(f".{root.name}-adopted")
     before = _place_aside(root)
@@ -282,11 +290,13 @@ def adopt_checkpoint(source: Path, root: Path) -> CheckpointFolder:
 def prune_checkpoints(root: Path, *, keep: int) -> None:
     """Removes all but the newest `keep` and the best, then the files that none of those names.
 
-    The best is the one of `choose_kept`. The
-    remains of a save that was killed, and checkpoints that were set aside, go too; so no other save
-    may be under way.
+    The best is the one of `choose_kept`. The remains of a save that was killed, and checkpoints
+    that were set aside and made anew since, go too; so no other save may be under way.
+
+    Raises:
+        OSError: something cannot be read or removed.
     """
-    for unneeded in [*root.glob(".step-*"), *root.glob(f"{_ASIDE}*")]:
+    for unneeded in root.glob(".step-*"):
         remove_checkpoint(unneeded)
     manifests = {}
     for folder in find_checkpoints(root):
@@ -294,6 +304,7 @@ def prune_checkpoints(root: Path, *, keep: int) -> None:
             manifests[folder] = load_manifest(folder.path)
         except CheckpointError:
             remove_checkpoint(folder.path)
+    _remove_aside(root, reached=max((folder.agent_steps for folder in manifests), default=-1))
     by_steps = {folder.agent_steps: manifest for folder, manifest in manifests.items()}
     chosen = choose_kept(by_steps, keep=keep)
     kept = {folder for folder in manifests if folder.agent_steps in chosen}
@@ -303,15 +314,16 @@ def prune_checkpoints(root: Path, *, keep: int) -> None:
             (folder.path / MANIFEST_NAME).unlink(missing_ok=True)
         remove_checkpoint(folder.path)
     # By their names alone: what lies there may be a link that leads nowhere.
+    needed = {folder.path: manifests[folder] for folder in kept} | _load_aside(root)
     named = {
-        os.path.normpath(os.path.join(folder.path, name))
-        for folder in kept
-        for name in manifests[folder]["files"]
+        os.path.normpath(os.path.join(path, name))
+        for path, manifest in needed.items()
+        for name in manifest["files"]
     }
     for directory in (path for path in root.iterdir() if path.is_dir()):
         if directory.is_symlink():  # what it leads to is not the run's
             continue
-        if _STEP_NAME.fullmatch(directory.name) or directory.name.startswith("."):
+        if _STEP_NAME.fullmatch(directory.name) or directory.name.startswith((".", _ASIDE)):
             continue
         for path in directory.rglob("*"):
             if path.is_file() and os.path.normpath(path) not in named:
@@ -355,6 +367,32 @@ def _write_manifest(manifest: dict[str, Any]) -> str:
 def _place_aside(root: Path) -> Path:
     """Where a run's own checkpoints lie while another's take their place."""
     return root.with_name(f".{root.name}-before")
+
+
+def _remove_aside(root: Path, *, reached: int) -> None:
+    """Removes what was set aside of up to `reached` agent steps, and what is no such folder."""
+    for path in root.glob(f"{_ASIDE}*"):
+        match = _ASIDE_NAME.fullmatch(path.name)
+        if match is None or int(match[1]) <= reached or path.is_symlink() or not path.is_dir():
+            remove_checkpoint(path)
+
+
+def _load_aside(root: Path) -> dict[Path, dict[str, Any]]:
+    """Manifests of the checkpoints that were set aside, by folder; of damaged ones none."""
+    manifests = {}
+    for path in root.glob(f"{_ASIDE}*"):
+        with suppress(CheckpointError):
+            manifests[path] = load_manifest(path)
+    return manifests
+
+
+def _is_damage(error: OSError) -> bool:
+    """Whether the checkpoint is at fault, not the machine that should read it.
+
+    A file of it is gone, or has a name in the manifest that no file can have.
+    """
+    gone = isinstance(error, FileNotFoundError | NotADirectoryError)
+    return gone or error.errno == errno.ENAMETOOLONG
 
 
 def _take_over(source: Path, target: Path, *, link: bool) -> None:

@@ -56,6 +56,16 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
 
 
+def rename_whole(source: Path, target: Path) -> None:
+    """Give a file that is whole its name: even after a power failure it is that file, or none.
+
+    Both lie in one folder. Raises OSError.
+    """
+    _sync(source, os.O_RDONLY)
+    os.replace(source, target)
+    _sync_folder(target.parent)
+
+
 def temporary_path(path: Path) -> Path:
     """Where `replace_atomically` builds the file; a kill may leave it there."""
     return path.with_name(f".{path.name}.tmp")
@@ -170,7 +180,11 @@ def _whole_lines_bytes(descriptor: int) -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

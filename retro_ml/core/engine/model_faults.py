@@ -81,6 +81,6 @@ def _has_own_checkpoint(
             manifest = load_manifest(folder)
         else:
             manifest = storage.fetch_manifest(agent_steps)
-    except (CheckpointError, StorageError):
+    except (CheckpointError, StorageError, OSError):
         return False
     return manifest.get(ADOPTED) is not True

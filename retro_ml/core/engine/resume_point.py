@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,11 @@ def find_resume_point(config: ExperimentConfig, storage: RunStorage | None) -> R
         # Those of another node are only there. What an adopted one has replaced may be there still.
         checkpoint, worse = storage.fetch_checkpoint(checkpoint, at_most=reached)
         faults += worse
-    if checkpoint is None and damage is not None and find_checkpoints(folder):
-        raise NoResumePoint(damage)
+    if checkpoint is None:
+        if damage is not None and find_checkpoints(folder):
+            raise NoResumePoint(damage)
+        if choose_checkpoint(folder, at_most=math.inf)[0] is not None:
+            raise NoResumePoint(f"{rows} ends at {reached:,} agent steps")
     set_newer_aside(folder, checkpoint)
     return ResumePoint(checkpoint, faults)
 

@@ -18,6 +18,12 @@ class BadStorage(BadRunFolder):
     exit_code = 3
 
 
+class BadMachine(BadRunFolder):
+    """This machine cannot read or write what is there, for now."""
+
+    exit_code = 3
+
+
 def unreadable(config: ExperimentConfig, reason: str) -> BadRunFolder:
     """Its config.json is no config."""
     return BadRunFolder(

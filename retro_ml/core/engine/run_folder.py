@@ -7,6 +7,7 @@ is refused. All of it happens under the run's lock, which the caller releases.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ from retro_ml.core.engine.resume_point import (
 )
 from retro_ml.core.engine.run_claim import outlive, read_claim
 from retro_ml.core.engine.run_faults import (
+    BadMachine,
     BadRunFolder,
     BadStorage,
     cannot_make,
@@ -50,6 +52,8 @@ from retro_ml.core.experiments.differences import continue_config, describe_diff
 from retro_ml.core.experiments.options import RunOptions
 
 logger = logging.getLogger("retro_ml.engine")
+
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 ReadInitial = Callable[[ExperimentConfig], InitialWeights | None]
 """What gives the weights that `init_from` names; raises ArchiveError."""
@@ -113,7 +117,8 @@ def open_run(
     if options.restart_behavior == "restart" and (config.paths.config_path.exists() or remote):
         initial = _read_initial(config, read_initial)
         aside = _move_aside(config, remote, notice)
-        opened = _open(config, options, notice, open_there, read_initial=lambda _: initial)
+        with put_back(aside, folder, what="run", notice=notice):
+            opened = _open(config, options, notice, open_there, read_initial=lambda _: initial)
         return replace(opened, notices=(f"the old run is in {aside}", *opened.notices))
     if options.restart_behavior == "fail" and (os.path.lexists(folder) or remote):
         raise BadRunFolder(
@@ -137,6 +142,30 @@ def parse_config(content: bytes, config: ExperimentConfig) -> ExperimentConfig:
         return ExperimentConfig.model_validate_json(content)
     except ValidationError as error:
         raise unreadable(config, "; ".join(config_faults(error))) from None
+
+
+@contextmanager
+def put_back(
+    aside: Path | str, folder: Path, *, what: str, notice: Callable[[str], None]
+) -> Iterator[None]:
+    """Undoes a restart whose opening fails; what cannot be undone is told.
+
+    Args:
+        aside: where the old run is; in storage it stays there.
+        folder: where it was.
+        what: it is.
+        notice: is told of it where there is no message that could.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(aside, Path) and _is_renamed(aside, folder):
+            raise
+        where = f"the old {what} is in {aside}"
+        if isinstance(error, BadRunFolder):
+            raise type(error)(f"{error}; {where}") from None
+        notice(where)
+        raise
 
 
 def save_config(config: ExperimentConfig) -> None:
@@ -272,10 +301,15 @@ def _find_resume_point(config: ExperimentConfig, storage: RunStorage | None) -> 
     except StorageError as error:
         raise BadStorage(f"output_dir: {config.output_dir} -> {error}") from None
     except OSError as error:
-        path = error.filename or config.paths.experiment_dir
-        raise BadRunFolder(
-            f"{where}{path}: {reason_of(error)}; make all in {config.paths.experiment_dir} "
-            f"readable and writable, or choose {anew}"
+        fault = f"{where}{error.filename or config.paths.experiment_dir}: {reason_of(error)}"
+        if error.errno in _DENIED:
+            raise BadRunFolder(
+                f"{fault}; make all in {config.paths.experiment_dir} readable and writable, "
+                f"or choose {anew}"
+            ) from None
+        raise BadMachine(
+            f"{fault}; the same command goes on once this machine can read and write there "
+            f"again, or choose {anew}"
         ) from None
 
 
@@ -329,7 +363,7 @@ def _move_aside(
         with _storage_faults(config):
             if remote is not None:
                 outlive(read_claim(remote), remote, notice=notice)
-                there = move_aside(remote, stamp).uri
+                there = move_aside(remote, stamp, mark=config.paths.config_path.name).uri
         os.rename(folder, aside)
     except OSError as error:
         raise cannot_make(config, error) from None
@@ -341,6 +375,15 @@ def _move_aside(
         with suppress(OSError):  # empty where the run was only there
             aside.rmdir()
     return there or aside
+
+
+def _is_renamed(source: Path, target: Path) -> bool:
+    """Tries it; something may be in the way by now."""
+    try:
+        os.rename(source, target)
+    except OSError:
+        return False
+    return True
 
 
 def _lock(config: ExperimentConfig, notice: Callable[[str], None]) -> RunLock:

@@ -15,10 +15,11 @@ from retro_ml.core.artifacts.remote_folder import (
     RemoteFolder,
     StorageError,
 )
+from retro_ml.core.artifacts.storage import rename_whole, temporary_path
 from retro_ml.core.engine.run_claim import Claim, ClaimKeeper, outlive, read_claim
 from retro_ml.core.engine.run_storage import PATIENCE_S, RunStorage
 from retro_ml.core.experiments.config import ExperimentConfig
-from retro_ml.core.experiments.run_paths import CLAIM_NAME, CONFIG_NAME
+from retro_ml.core.experiments.run_paths import CLAIM_NAME
 
 _proved: set[str] = set()
 
@@ -102,12 +103,18 @@ def prove_writable(uri: str) -> None:
     _proved.add(uri)
 
 
-def move_aside(run: RemoteFolder, stamp: str) -> RemoteFolder:
-    """Moves a run in storage out of the way. Raises StorageError."""
+def move_aside(run: RemoteFolder, stamp: str, *, mark: str) -> RemoteFolder:
+    """Moves a run or sweep in storage out of the way. Raises StorageError.
+
+    Args:
+        run: its folder.
+        stamp: what the folder's name gets, so that it is another one.
+        mark: the file that it is known by.
+    """
     aside = RemoteFolder(f"{run.uri}.before-{stamp}", patience_s=PATIENCE_S)
-    # The config comes last: as long as it is there, a move that was killed is known and gone on
+    # The mark comes last: as long as it is there, a move that was killed is known and gone on
     # with, and nothing of the old run passes for the new one's.
-    names = sorted(run.list(), key=lambda name: name == CONFIG_NAME)
+    names = sorted(run.list(), key=lambda name: name == mark)
     for name in names:
         if name != CLAIM_NAME:
             run.move(name, aside)
@@ -152,13 +159,15 @@ def _replace_local(
         else:
             shutil.rmtree(aside, ignore_errors=True)
     notice(f"fetching the run from {run.uri}")
-    for name in paths.choose_sent_names(run.list()):
+    # The config last: without it a kill in between leaves no run, and all is fetched next time.
+    names = paths.choose_sent_names(run.list())
+    for name in sorted(names, key=lambda name: name == paths.config_path.name):
         target = folder / name
         target.parent.mkdir(exist_ok=True)
-        building = target.with_name(f".{target.name}.tmp")
+        building = temporary_path(target)
         try:
             run.download(name, building)
-            os.replace(building, target)
+            rename_whole(building, target)
         except ObjectMissing:
             continue
         finally:

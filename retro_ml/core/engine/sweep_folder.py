@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from retro_ml.core.artifacts.remote_folder import ObjectMissing, RemoteFolder, StorageError
-from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically
+from retro_ml.core.artifacts.storage import ArtifactError, replace_atomically, temporary_path
 from retro_ml.core.engine.resume_point import read_small
 from retro_ml.core.engine.run_faults import BadRunFolder, BadStorage
+from retro_ml.core.engine.run_folder import put_back
 from retro_ml.core.engine.run_lock import RunLock, RunLocked
 from retro_ml.core.engine.run_storage import PATIENCE_S
 from retro_ml.core.engine.storage_opening import move_aside
@@ -50,7 +51,6 @@ def open_sweep(
         BadRunFolder: with everything as it was before.
     """
     folder, path = config.paths.sweep_dir, config.paths.spec_path
-    notices: tuple[str, ...] = ()
     remote = find_sweep(config) if options.restart_behavior != "resume" else None
     if options.restart_behavior == "fail" and (os.path.lexists(folder) or remote):
         raise _refusal(
@@ -59,7 +59,24 @@ def open_sweep(
             "--restart-behavior resume or restart",
         )
     if options.restart_behavior == "restart" and (path.exists() or remote):
-        notices = (f"the old sweep is in {_move_aside(config, remote, notice)}",)
+        aside = _move_aside(config, remote, notice)
+        with put_back(aside, folder, what="sweep", notice=notice):
+            opened = _open(config, notice)
+        return replace(opened, notices=(f"the old sweep is in {aside}",))
+    return _open(config, notice)
+
+
+def load_trial_status(path: Path) -> dict[str, Any]:
+    """A trial's status.json; empty where it has not begun, or where there is no telling."""
+    try:
+        status = json.loads(read_small(path, max_bytes=MAX_BYTES))
+        return status if isinstance(status.get("step"), int) else {}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
+
+
+def _open(config: SweepConfig, notice: Callable[[str], None]) -> OpenSweep:
+    path = config.paths.spec_path
     made = _make_folder(config)
     try:
         lock = _lock(config, notice)
@@ -77,20 +94,13 @@ def open_sweep(
             stored_configs = fetch_past(config, notice=notice)
         text = config.model_dump_json(indent=2) + "\n"
         replace_atomically(path, lambda file: file.write(text.encode()))
-    except (BadRunFolder, ArtifactError) as error:
+    except BaseException as error:
         lock.release()
         _remove(made)
-        raise error if isinstance(error, BadRunFolder) else _refusal(config, str(error)) from None
-    return OpenSweep(lock, notices, stored_configs)
-
-
-def load_trial_status(path: Path) -> dict[str, Any]:
-    """A trial's status.json; empty where it has not begun, or where there is no telling."""
-    try:
-        status = json.loads(read_small(path, max_bytes=MAX_BYTES))
-        return status if isinstance(status.get("step"), int) else {}
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return {}
+        if isinstance(error, ArtifactError):
+            raise _refusal(config, str(error)) from None
+        raise
+    return OpenSweep(lock, stored_configs=stored_configs)
 
 
 def _compare(config: SweepConfig) -> None:
@@ -126,8 +136,10 @@ def _read_fields(config: SweepConfig) -> dict[str, Any]:
 
 
 def _refuse_foreign(config: SweepConfig) -> None:
-    folder, ours = config.paths.sweep_dir, config.paths.lock_path
-    if any(path != ours for path in folder.iterdir()):
+    folder, paths = config.paths.sweep_dir, config.paths
+    # What a kill may have left: sweep.json gets its name when it is whole.
+    own = {paths.lock_path, temporary_path(paths.spec_path)}
+    if any(path not in own for path in folder.iterdir()):
         raise _refusal(
             config,
             f"{folder} is not a sweep's folder (no {config.paths.spec_path.name}) and not empty; "
@@ -184,7 +196,7 @@ def _move_aside(
     try:
         if remote is not None:
             with _storage_faults(config):
-                there = move_aside(remote, stamp).uri
+                there = move_aside(remote, stamp, mark=config.paths.spec_path.name).uri
         os.rename(folder, aside)
     except OSError as error:
         raise _cannot_make(config, error) from None

@@ -160,6 +160,36 @@ def test_a_full_disk_is_told_and_leaves_nothing(model: Path, tmp_path: Path) -> 
         subprocess.run(["umount", str(disk)], check=True)
 
 
+def test_films_are_on_the_disk_before_they_have_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights that a film is made from are removed once it is there."""
+    synced: dict[str, int] = {}
+    renamed: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced[str(path)] = path.stat().st_size
+        fsync(descriptor)
+
+    def check_replace(source: Path, target: Path) -> None:
+        assert synced[str(source)] == source.stat().st_size > 0
+        renamed.append(target.name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", check_replace)
+    video = VideoFile(tmp_path / "a.mp4", width=32, height=32)
+    grey = np.full((16, 16), 128, np.uint8)
+    video.write((np.full((32, 32), 50, np.uint8), grey, grey))
+    video.finish()
+    join_videos([tmp_path / "a.mp4"], tmp_path / "all.mp4")
+
+    assert renamed == ["a.mp4", "all.mp4"]
+    assert str(tmp_path) in synced
+
+
 def test_joined_films_follow_each_other(tmp_path: Path) -> None:
     def film(name: str, *, side: int, frames: int, luma: int) -> Path:
         path = tmp_path / name

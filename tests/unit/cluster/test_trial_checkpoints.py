@@ -1,5 +1,6 @@
 """Which checkpoint a trial that is tried again goes on from, on one disk."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,21 @@ def test_the_whole_one_before_takes_the_place_of_a_damaged_one(
     assert checkpoints.find_whole() == whole
     assert "step-20: weights is not what was saved" in caplog.text
     assert not damaged.exists()
+
+
+def test_what_cannot_be_read_is_not_set_aside(
+    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = save(config, 20)
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    monkeypatch.setattr("retro_ml.core.artifacts.checkpoint_files.describe_file", refuse)
+    checkpoints = TrialCheckpoints(config, str(config.checkpoints_dir))
+    with pytest.raises(OSError, match="Too many open files"):
+        checkpoints.find_whole()
+    assert newest.is_dir()
 
 
 def test_none_at_all_is_one_message(config: ExperimentConfig) -> None:

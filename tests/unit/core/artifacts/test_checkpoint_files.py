@@ -1,5 +1,6 @@
 """Checkpoint folders: whole or not at all, and proved before they are read."""
 
+import errno
 import json
 import math
 import os
@@ -329,22 +330,89 @@ def test_checkpoints_ahead_of_where_a_run_goes_on_do_not_take_the_place_of_its_o
     save(tmp_path, 10)
     prune_checkpoints(tmp_path, keep=1)
 
-    assert [path.name for path in tmp_path.iterdir()] == ["step-10"]
+    assert [folder.agent_steps for folder in find_checkpoints(tmp_path)] == [10]
 
 
-def test_what_may_not_be_read_is_not_taken_for_damaged(
+def test_what_was_set_aside_goes_once_the_run_is_there_again(tmp_path: Path) -> None:
+    """Until then it is whole, with the files that checkpoints share: it may be all there is."""
+    for agent_steps in (5, 20, 30):
+        save(tmp_path, agent_steps, f"rows-0-{agent_steps}")
+    chosen, _ = choose_checkpoint(tmp_path, at_most=12)
+    set_newer_aside(tmp_path, chosen)
+    save(tmp_path, 20, "rows-0-5")
+    prune_checkpoints(tmp_path, keep=1)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "aside-step-30",
+        "replay",
+        "step-20",
+    ]
+    verify_checkpoint(tmp_path / "aside-step-30")
+    save(tmp_path, 31)
+    prune_checkpoints(tmp_path, keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["replay", "step-31"]
+    assert not list((tmp_path / "replay").iterdir())
+
+
+MACHINE_FAULTS = [
+    getattr(errno, name)
+    for name in ("EACCES", "EMFILE", "ENFILE", "EIO", "ESTALE", "ENOMEM", "ETIMEDOUT")
+]
+
+
+def refuse_to_open(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
+    """No file of that name can be opened."""
+    real = Path.open
+
+    def refuse(self: Path, *args: Any, **how: Any) -> Any:
+        if self.name == name:
+            raise OSError(number, os.strerror(number), str(self))
+        return real(self, *args, **how)
+
+    monkeypatch.setattr(Path, "open", refuse)
+
+
+@pytest.mark.parametrize("name", [MANIFEST_NAME, "weights"])
+@pytest.mark.parametrize("number", MACHINE_FAULTS)
+def test_what_cannot_be_read_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    """It belongs to another user, or there are too many open files; it may be whole."""
+    for agent_steps in (5, 9):
+        save(tmp_path, agent_steps)
+    (tmp_path / "step-9").rename(tmp_path / ".step-9-killed")
+    refuse_to_open(monkeypatch, name, number)
+
+    for read in (
+        lambda: verify_checkpoint(tmp_path / "step-5"),
+        lambda: choose_checkpoint(tmp_path, at_most=math.inf),
+    ):
+        with pytest.raises(OSError, match=name) as caught:
+            read()
+        assert caught.value.errno == number
+    (tmp_path / ".step-9-killed").rename(tmp_path / "step-9")
+    with pytest.raises(OSError, match=name):
+        choose_checkpoint(tmp_path, at_most=math.inf)
+
+
+def test_pruning_removes_nothing_that_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It belongs to another user, say; set aside, the next save would remove it."""
-    path = save(tmp_path, 5)
+    for agent_steps in (5, 9):
+        save(tmp_path, agent_steps)
+    refuse_to_open(monkeypatch, MANIFEST_NAME, errno.EMFILE)
+    with pytest.raises(OSError, match="Too many open files"):
+        prune_checkpoints(tmp_path, keep=1)
+    assert [folder.agent_steps for folder in find_checkpoints(tmp_path)] == [5, 9]
 
-    def refuse(self: Path) -> bytes:
-        raise PermissionError(13, "Permission denied", str(self))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(PermissionError):
-        choose_checkpoint(tmp_path, at_most=math.inf)
-    assert path.is_dir()
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG])
+def test_a_file_that_goes_while_it_is_read_is_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    save(tmp_path, 5)
+    refuse_to_open(monkeypatch, "weights", number)
+    assert choose_checkpoint(tmp_path, at_most=math.inf)[0] is None
 
 
 def test_others_may_read_a_checkpoint_where_the_umask_lets_them(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import pytest
 from retro_ml.core.artifacts.storage import (
     AppendFile,
     ArtifactError,
+    rename_whole,
     replace_atomically,
     rewrite_lines,
+    temporary_path,
 )
 
 pytestmark = pytest.mark.unit
@@ -48,6 +50,33 @@ def test_a_failed_replace_keeps_the_old_content_and_no_part(
         assert str(path) in message
         assert "No space left" in message
         assert "free some space" in message
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    done: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(descriptor: int) -> None:
+        done.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def note_replace(source: Path, target: Path) -> None:
+        done.append(("replace", str(source)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    building = temporary_path(path)
+    replace_atomically(path, lambda file: file.write(b"new"))
+    building.write_text("newer")
+    rename_whole(building, path)
+
+    step = [("fsync", str(building)), ("replace", str(building)), ("fsync", str(tmp_path))]
+    assert done == 2 * step
+    assert path.read_text() == "newer"
 
 
 def test_replace_into_a_missing_folder_names_the_file(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,8 @@ from retro_ml.core.artifacts.initial_weights import InitialWeights, load_initial
 from retro_ml.core.artifacts.metrics_file import build_header, build_row
 from retro_ml.core.artifacts.model_archive import ArchiveError, save_model_archive
 from retro_ml.core.artifacts.storage import ArtifactError, temporary_path
-from retro_ml.core.engine.run_faults import BadRunFolder
-from retro_ml.core.engine.run_folder import OpenRun, open_run
+from retro_ml.core.engine.run_faults import BadMachine, BadRunFolder, BadStorage
+from retro_ml.core.engine.run_folder import OpenRun, open_run, put_back
 from retro_ml.core.engine.run_lock import RunLock
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
@@ -170,6 +171,33 @@ def test_rows_that_are_lost_do_not_throw_the_checkpoints_away(tmp_path: Path, da
     assert ExperimentConfig.model_validate_json(config.config_path.read_text()) == config
 
 
+@pytest.mark.parametrize("damage", ["empty", "header", "torn header", "cut between lines"])
+def test_rows_that_end_before_every_checkpoint_do_not_throw_them_away(
+    tmp_path: Path, damage: str
+) -> None:
+    config = make_config(tmp_path)
+    make_run_folder(config)
+    save_rows(config, 500)
+    checkpoints = [save_checkpoint(config, steps) for steps in (1000, 2000)]
+    rows = config.paths.metrics_csv_path
+    lines = rows.read_bytes().splitlines(keepends=True)
+    left = {"empty": b"", "header": lines[0], "torn header": lines[0][:9]}
+    rows.write_bytes(left.get(damage, b"".join(lines[:2])))
+    before = sorted(config.experiment_dir.rglob("*"))
+
+    reached = 500 if damage == "cut between lines" else 0
+    words = rf"metrics\.csv ends at {reached} agent steps, so no checkpoint .*put that file back"
+    with pytest.raises(BadRunFolder, match=words):
+        make_run_folder(config)
+    assert sorted(config.experiment_dir.rglob("*")) == before
+    (checkpoints[0] / "weights").unlink()  # one that is whole is enough
+    with pytest.raises(BadRunFolder, match=words):
+        make_run_folder(config)
+    (checkpoints[1] / "weights").unlink()
+    with opened(config) as run:
+        assert run.restore_from is None
+
+
 def test_rows_before_the_first_checkpoint_are_no_damage(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     make_run_folder(config)
@@ -193,6 +221,27 @@ def test_checkpoints_that_may_not_be_read_are_left_as_they_are(
     with pytest.raises(BadRunFolder, match=r"step-2000: Permission denied; make all in .*readable"):
         make_run_folder(config)
     assert not config.paths.lock_path.exists()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE])
+def test_a_machine_that_cannot_read_its_checkpoints_keeps_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    config = make_config(tmp_path)
+    make_run_folder(config)
+    newest = save_checkpoint(config, 2000)
+
+    def refuse(path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("retro_ml.core.artifacts.checkpoint_files.describe_file", refuse)
+    with pytest.raises(BadMachine, match=r"weights: .*; the same command goes on once") as caught:
+        make_run_folder(config)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 3
+    monkeypatch.undo()
+    with opened(config) as run:
+        assert getattr(run.restore_from, "path", None) == newest
 
 
 def test_a_run_of_another_config_is_refused_with_the_differences(tmp_path: Path) -> None:
@@ -390,6 +439,53 @@ def test_restart_keeps_the_old_folder_aside(tmp_path: Path) -> None:
     assert aside.name.startswith("x.before-")
     assert sorted(path.name for path in aside.iterdir()) == ["config.json", "model.zip"]
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["config.json"]
+
+
+def test_a_restart_that_cannot_begin_is_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run_folder(make_config(tmp_path, seed=1))
+    (tmp_path / "x" / "model.zip").write_text("mine")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for fail, error in ((refuse, BadRunFolder), (interrupt, KeyboardInterrupt)):
+        with monkeypatch.context() as failing:
+            failing.setattr(os, "replace", fail)
+            with (
+                pytest.raises(error),
+                opened(make_config(tmp_path, seed=2), restart_behavior="restart"),
+            ):
+                pass
+        after = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+        assert after == before
+
+
+def test_where_the_old_run_is_is_told_if_a_restart_cannot_be_undone(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    told: list[str] = []
+    for aside in ("s3://runs/x.before-1", tmp_path / "x.before-1"):
+        folder.mkdir(exist_ok=True)
+        (folder / "another's").touch()
+        where = f"the old run is in {aside}"
+        with (
+            pytest.raises(BadStorage, match=rf"no bucket; {re.escape(where)}$"),
+            put_back(aside, folder, what="run", notice=told.append),
+        ):
+            raise BadStorage("no bucket")
+        assert not told
+        with (
+            pytest.raises(KeyboardInterrupt),
+            put_back(aside, folder, what="run", notice=told.append),
+        ):
+            raise KeyboardInterrupt
+        assert told == [where]
+        told.clear()
 
 
 def test_fail_refuses_what_is_there(tmp_path: Path) -> None:
