@@ -1,6 +1,8 @@
 """How a trial that shares no disk with its driver leaves its checkpoints in storage."""
 
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,9 @@ def checkpoints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TrialCheckpo
 
 
 def test_the_last_save_waits_as_long_as_objects_get_through(
-    checkpoints: TrialCheckpoints, s3: Any
+    checkpoints: TrialCheckpoints, s3: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(mirror, "GIVE_UP_S", 5.0)  # less than all four objects take
     s3.fault = lambda method, path: time.sleep(1.5) if method == "PUT" else None
     checkpoints.start()
     checkpoints.deliver()
@@ -43,7 +46,7 @@ def test_the_last_save_waits_as_long_as_objects_get_through(
 
 
 def test_it_gives_up_once_where_nothing_gets_through(
-    checkpoints: TrialCheckpoints, s3: Any
+    checkpoints: TrialCheckpoints, s3: Any, eventually: Callable[..., None]
 ) -> None:
     s3.fault = lambda method, path: 503
     checkpoints.start()
@@ -53,5 +56,7 @@ def test_it_gives_up_once_where_nothing_gets_through(
     assert given_up_s - begun_s >= mirror.GIVE_UP_S
     checkpoints.close()
     assert time.monotonic() - given_up_s < mirror.GIVE_UP_S
-    s3.fault = None
+    s3.fault = lambda method, path: 503 if method in {"PUT", "POST"} else None
     assert not s3.keys("runs")
+    # What a thread of it was about to ask for, it asks for within this test.
+    eventually(lambda: not any(one.name.startswith("mirror-") for one in threading.enumerate()))
