@@ -217,7 +217,7 @@ def _show(model: GivenModel, options: FilmOptions) -> int:
 
     screen = open_screen(options, sys.stdout)
     agent = Agent.load(model.path)
-    stop = StopSignals(on_first=lambda: None, before_exit=lambda: None)
+    stop = StopSignals(on_first=lambda: None, before_exit=screen.restore)
     try:
         with stop, screen:
             scores = show_live(agent, options, screen, stopped=lambda: stop.signum is not None)
