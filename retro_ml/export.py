@@ -18,7 +18,7 @@ from retro_ml.core.artifacts.given_runs import (
     StorageError,
     open_model,
 )
-from retro_ml.core.experiments.command import Parser, describe_unknown, fail, refuse
+from retro_ml.core.experiments.command import Parser, describe_unknown, fail, print_answer, refuse
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import nearest_names
 
@@ -122,10 +122,10 @@ def _export(model: GivenModel, *, output: Path, to: str) -> int:
         return fail(f"--to {to}: {error}", UNAVAILABLE)
     except (ArtifactError, ExportDiffers) as error:
         return fail(model.in_words(error), 1)
-    print(f"exported: {model.keep(done.path)}")
+    print_answer(f"exported: {model.keep(done.path)}")
     if done.signature is not None:
-        print(f"signature: {done.signature}")
-    print(
+        print_answer(f"signature: {done.signature}")
+    print_answer(
         f"compared: the same action on {done.num_observations:,} of {done.num_observations:,} "
         f"observations, largest difference {done.largest_difference:.1e}"
     )

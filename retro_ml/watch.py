@@ -133,10 +133,15 @@ def _check_target(given: str | None, target: Path) -> Path:
         target = Path(given)
         if target.suffix.lower() != ".mp4":
             raise UsageError([f"--video: {given} -> a file that ends in .mp4"])
-        if target.is_dir():
-            raise UsageError([f"--video: {given} -> is a folder; name a file in it"])
-        if not target.parent.is_dir():
-            raise UsageError([f"--video: {given} -> there is no folder {target.parent}; make it"])
+        try:
+            if target.is_dir():
+                raise UsageError([f"--video: {given} -> is a folder; name a file in it"])
+            if not target.parent.is_dir():
+                raise UsageError(
+                    [f"--video: {given} -> there is no folder {target.parent}; make it"]
+                )
+        except OSError as error:  # a name too long, or a folder on the way that may not be entered
+            raise UsageError([f"--video: {given} -> {error.strerror}"]) from None
     # A run's own folder of films is made when it is needed.
     folder = target.parent if target.parent.exists() else target.parent.parent
     if not os.access(folder, os.W_OK):
