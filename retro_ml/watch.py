@@ -25,7 +25,15 @@ from retro_ml.core.artifacts.given_runs import (
 from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.engine.progress_text import shown_path
 from retro_ml.core.engine.stop_signals import StopSignals
-from retro_ml.core.experiments.command import Parser, describe_unknown, fail, print_answer, refuse
+from retro_ml.core.experiments.command import (
+    Parser,
+    describe_unknown,
+    fail,
+    print_answer,
+    refuse,
+    stoppable,
+    tell_stopped,
+)
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import describe_faults
 from retro_ml.evaluation.film_options import FilmOptions
@@ -51,6 +59,7 @@ examples:
 """
 
 
+@stoppable()
 def main(argv: Sequence[str] | None = None) -> int:
     """Film or show one agent as `argv` says; the process's exit code."""
     try:
@@ -62,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse("watch", error.faults)
     except StorageError as error:
         return fail(f"MODEL: {error}", STORAGE_FAILED)
+    except KeyboardInterrupt as error:
+        return tell_stopped(error, "nothing was filmed")
 
 
 def _read_call(argv: Sequence[str]) -> tuple[argparse.Namespace, FilmOptions]:

@@ -10,11 +10,12 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from tempfile import TemporaryDirectory, gettempdir
+from threading import Thread
 
 from retro_ml.core.artifacts.remote_folder import ObjectMissing, RemoteFolder, StorageError
 from retro_ml.core.experiments.command_line import UsageError
@@ -254,8 +255,35 @@ def _fetch(remote: RemoteFolder, folder: Path, *, word: str, needed: Callable[[s
     names = list(dict.fromkeys(wanted))
     for parent in {(folder / name).parent for name in names} | {folder / run for run in runs}:
         parent.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
-        list(pool.map(fetch, names))
+    _call_side_by_side(fetch, names)
+
+
+def _call_side_by_side(action: Callable[[str], None], names: Sequence[str]) -> None:
+    """Raises the first error at once, and Ctrl-C: nobody waits for an endpoint that hangs."""
+    waiting = list(names)
+    shared = iter(waiting)
+    ends: SimpleQueue[Exception | None] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            for name in shared:
+                action(name)
+        except Exception as error:
+            ends.put(error)
+        else:
+            ends.put(None)
+
+    # Those of an executor would be waited for when Python ends.
+    threads = [Thread(target=work, daemon=True) for _ in range(min(FETCHED_AT_ONCE, len(names)))]
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            error = ends.get()
+            if error is not None:
+                raise error
+    finally:
+        waiting.clear()
 
 
 def _find_runs(names: Mapping[str, float]) -> dict[str, list[str]]:
