@@ -1,6 +1,6 @@
 """`python -m retro_ml.compare`, `retro-ml compare`: runs side by side.
 
-Exit codes: 0 compared, 2 bad input, 3 storage does not answer.
+Exit codes: 0 compared, 2 bad input, 3 storage does not answer, 130 and 143 stopped by a signal.
 """
 
 from __future__ import annotations
@@ -11,7 +11,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from retro_ml.core.artifacts.given_runs import STORAGE_FAILED, StorageError, open_runs
-from retro_ml.core.experiments.command import Parser, fail, print_answer, refuse
+from retro_ml.core.experiments.command import (
+    Parser,
+    fail,
+    print_answer,
+    refuse,
+    stoppable,
+)
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line
 
@@ -33,6 +39,7 @@ examples:
 """
 
 
+@stoppable()
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare as `argv` says; the process's exit code."""
     try:

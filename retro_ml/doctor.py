@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from retro_ml.core.experiments.command import Parser, refuse
+from retro_ml.core.experiments.command import Parser, print_answer, refuse
 from retro_ml.core.experiments.command_line import UsageError, parse_command_line
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.faults import as_line
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     if flags.json:
-        print(json.dumps({"checks": [check.as_dict() for check in checks]}), flush=True)
+        print_answer(json.dumps({"checks": [check.as_dict() for check in checks]}))
     else:
         _show(checks)
     for check in checks:
@@ -124,7 +124,7 @@ def _show(checks: Sequence[Check]) -> None:
     width = max(len(check.name) for check in checks)
     for check in checks:
         if check.fault is None:
-            print(f"{check.name:<{width}}  {as_line(check.found)}", flush=True)
+            print_answer(f"{check.name:<{width}}  {as_line(check.found)}")
 
 
 if __name__ == "__main__":

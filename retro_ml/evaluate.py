@@ -1,7 +1,7 @@
 """`python -m retro_ml.evaluate`, `retro-ml evaluate`: a trained model's score by a named protocol.
 
 Exit codes: 0 done, 1 the result could not be written, 2 bad input, 3 storage does not answer, 130
-stopped by Ctrl-C. PyTorch is imported only when the games really begin, Ray never.
+and 143 stopped by a signal. PyTorch is imported only when the games really begin, Ray never.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ from retro_ml.core.artifacts.given_runs import (
     StorageError,
     open_model,
 )
-from retro_ml.core.experiments.command import Parser, describe_unknown, fail, print_answer, refuse
+from retro_ml.core.experiments.command import (
+    Parser,
+    describe_unknown,
+    fail,
+    print_answer,
+    refuse,
+    stoppable,
+    tell_stopped,
+)
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import describe_faults
 from retro_ml.evaluation.protocols import EvaluationOptions
@@ -40,6 +48,7 @@ examples:
 """
 
 
+@stoppable()
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate one model as `argv` says; the process's exit code."""
     try:
@@ -51,9 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse("evaluate", error.faults)
     except StorageError as error:
         return fail(f"MODEL: {error}", STORAGE_FAILED)
-    except KeyboardInterrupt:
-        print("stopped: no result was written", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        return tell_stopped(error, "no result was written")
 
 
 def _read_call(argv: Sequence[str]) -> tuple[argparse.Namespace, EvaluationOptions]:

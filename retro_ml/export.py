@@ -1,8 +1,8 @@
 """`python -m retro_ml.export`, `retro-ml export`: a model.zip as a file for another runtime.
 
 Exit codes: 0 done, 1 the file would not act as the agent does or could not be written, 2 bad input,
-3 a library that the format needs is missing or storage does not answer, 130 stopped by Ctrl-C.
-PyTorch is imported only when the export really begins, Ray never.
+3 a library that the format needs is missing or storage does not answer, 130 and 143 stopped by a
+signal. PyTorch is imported only when the export really begins, Ray never.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from retro_ml.core.artifacts.given_runs import (
     StorageError,
     open_model,
 )
-from retro_ml.core.experiments.command import Parser, describe_unknown, fail, refuse
+from retro_ml.core.experiments.command import (
+    Parser,
+    describe_unknown,
+    fail,
+    print_answer,
+    refuse,
+    stoppable,
+    tell_stopped,
+)
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import nearest_names
 
@@ -44,6 +52,7 @@ examples:
 """
 
 
+@stoppable()
 def main(argv: Sequence[str] | None = None) -> int:
     """Export one model as `argv` says; the process's exit code."""
     try:
@@ -54,9 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse("export", error.faults)
     except StorageError as error:
         return fail(f"MODEL: {error}", STORAGE_FAILED)
-    except KeyboardInterrupt:
-        print("stopped: nothing was written", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        return tell_stopped(error, "nothing was written")
 
 
 def _read_call(argv: Sequence[str]) -> argparse.Namespace:
@@ -122,10 +130,10 @@ def _export(model: GivenModel, *, output: Path, to: str) -> int:
         return fail(f"--to {to}: {error}", UNAVAILABLE)
     except (ArtifactError, ExportDiffers) as error:
         return fail(model.in_words(error), 1)
-    print(f"exported: {model.keep(done.path)}")
+    print_answer(f"exported: {model.keep(done.path)}")
     if done.signature is not None:
-        print(f"signature: {done.signature}")
-    print(
+        print_answer(f"signature: {done.signature}")
+    print_answer(
         f"compared: the same action on {done.num_observations:,} of {done.num_observations:,} "
         f"observations, largest difference {done.largest_difference:.1e}"
     )

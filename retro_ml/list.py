@@ -1,6 +1,6 @@
 """`python -m retro_ml.list`, `retro-ml list`: the experiments under a folder, as a table.
 
-Exit codes: 0 listed, 2 bad input, 3 storage does not answer.
+Exit codes: 0 listed, 2 bad input, 3 storage does not answer, 130 and 143 stopped by a signal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from retro_ml.core.artifacts.given_runs import (
     StorageError,
     open_runs,
 )
-from retro_ml.core.experiments.command import Parser, fail, print_answer, refuse
+from retro_ml.core.experiments.command import (
+    Parser,
+    fail,
+    print_answer,
+    refuse,
+    stoppable,
+)
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line, nearest_names
 from retro_ml.reporting.run_folders import (
@@ -65,6 +71,7 @@ examples:
 """
 
 
+@stoppable()
 def main(argv: Sequence[str] | None = None) -> int:
     """List experiments as `argv` says; the process's exit code."""
     try:

@@ -1,6 +1,7 @@
 """`python -m retro_ml.report`, `retro-ml report`: runs -> report.html with figures and tables.
 
-Exit codes: 0 done, 1 the report could not be written, 2 bad input, 3 storage does not answer.
+Exit codes: 0 done, 1 the report could not be written, 2 bad input, 3 storage does not answer, 130
+and 143 stopped by a signal.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from retro_ml.core.artifacts.given_runs import (
     find_address,
     open_runs,
 )
-from retro_ml.core.experiments.command import Parser, fail, print_answer, refuse
+from retro_ml.core.experiments.command import (
+    Parser,
+    fail,
+    print_answer,
+    refuse,
+    stoppable,
+    tell_stopped,
+)
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line
 from retro_ml.core.experiments.locations import hide_credentials, is_uri
@@ -41,6 +49,7 @@ scores are those of the evaluations, otherwise those of the last training games.
 """
 
 
+@stoppable()
 def main(argv: Sequence[str] | None = None) -> int:
     """Report as `argv` says; the process's exit code."""
     try:
@@ -55,9 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse("report", error.faults)
     except StorageError as error:
         return fail(f"RUN_OR_SWEEP_DIR: {error}", STORAGE_FAILED)
-    except KeyboardInterrupt:
-        print("stopped: the report is not complete", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        return tell_stopped(error, "the report is not complete")
 
 
 def _build_parser() -> Parser:

@@ -25,7 +25,15 @@ from retro_ml.core.artifacts.given_runs import (
 from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.engine.progress_text import shown_path
 from retro_ml.core.engine.stop_signals import StopSignals
-from retro_ml.core.experiments.command import Parser, describe_unknown, fail, print_answer, refuse
+from retro_ml.core.experiments.command import (
+    Parser,
+    describe_unknown,
+    fail,
+    print_answer,
+    refuse,
+    stoppable,
+    tell_stopped,
+)
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import describe_faults
 from retro_ml.evaluation.film_options import FilmOptions
@@ -51,6 +59,7 @@ examples:
 """
 
 
+@stoppable()
 def main(argv: Sequence[str] | None = None) -> int:
     """Film or show one agent as `argv` says; the process's exit code."""
     try:
@@ -62,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse("watch", error.faults)
     except StorageError as error:
         return fail(f"MODEL: {error}", STORAGE_FAILED)
+    except KeyboardInterrupt as error:
+        return tell_stopped(error, "nothing was filmed")
 
 
 def _read_call(argv: Sequence[str]) -> tuple[argparse.Namespace, FilmOptions]:
@@ -133,10 +144,15 @@ def _check_target(given: str | None, target: Path) -> Path:
         target = Path(given)
         if target.suffix.lower() != ".mp4":
             raise UsageError([f"--video: {given} -> a file that ends in .mp4"])
-        if target.is_dir():
-            raise UsageError([f"--video: {given} -> is a folder; name a file in it"])
-        if not target.parent.is_dir():
-            raise UsageError([f"--video: {given} -> there is no folder {target.parent}; make it"])
+        try:
+            if target.is_dir():
+                raise UsageError([f"--video: {given} -> is a folder; name a file in it"])
+            if not target.parent.is_dir():
+                raise UsageError(
+                    [f"--video: {given} -> there is no folder {target.parent}; make it"]
+                )
+        except OSError as error:  # a name too long, or a folder on the way that may not be entered
+            raise UsageError([f"--video: {given} -> {error.strerror}"]) from None
     # A run's own folder of films is made when it is needed.
     folder = target.parent if target.parent.exists() else target.parent.parent
     if not os.access(folder, os.W_OK):
@@ -217,7 +233,7 @@ def _show(model: GivenModel, options: FilmOptions) -> int:
 
     screen = open_screen(options, sys.stdout)
     agent = Agent.load(model.path)
-    stop = StopSignals(on_first=lambda: None, before_exit=lambda: None)
+    stop = StopSignals(on_first=lambda: None, before_exit=screen.restore)
     try:
         with stop, screen:
             scores = show_live(agent, options, screen, stopped=lambda: stop.signum is not None)

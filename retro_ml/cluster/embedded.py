@@ -22,9 +22,8 @@ import os
 import secrets
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +39,11 @@ from retro_ml.cluster.driver_process import (
     own_signal_handlers,
     worker_environment,
 )
+from retro_ml.cluster.ray_folder import make_folder, remove_orphans
 from retro_ml.cluster.sweeper import Sweeper
 from retro_ml.core.engine.launcher import LaunchError
 from retro_ml.core.machine import count_cpus
 
-FOLDER_PREFIX = "retro_ml-"
 OBJECT_STORE_BYTES = 1_000_000_000
 """Shared memory of an embedded Ray: rollouts of 64 remote env runners take less than half of it."""
 PLACEHOLDER = 'sh -c "exec cat > /dev/null"'
@@ -74,8 +73,8 @@ def start_ray() -> Iterator[Path]:
     Raises:
         LaunchError: none can be started here.
     """
-    _remove_orphans()
-    folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-", dir=_short_tmp()))
+    remove_orphans()
+    folder, lock = make_folder()
     variables = {
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
@@ -119,6 +118,7 @@ def start_ray() -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         sweeper.dismiss()
+        os.close(lock)
 
 
 @contextmanager
@@ -183,18 +183,3 @@ def _bare_node() -> Iterator[None]:
         ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = uv_run
         for name, function in before.items():
             setattr(node.Node, name, function)
-
-
-def _short_tmp() -> str:
-    # Ray adds up to 62 bytes of its own below this folder.
-    tmp = tempfile.gettempdir()
-    return tmp if len(os.fsencode(tmp)) <= 20 else "/tmp"
-
-
-def _remove_orphans() -> None:
-    """Removes folders whose process is gone; others' folders are not ours to touch."""
-    for folder in Path(_short_tmp()).glob(f"{FOLDER_PREFIX}*-*"):
-        with suppress(OSError, ValueError):
-            pid = int(folder.name.removeprefix(FOLDER_PREFIX).partition("-")[0])
-            if folder.stat().st_uid == os.getuid() and not Path(f"/proc/{pid}").exists():
-                shutil.rmtree(folder, ignore_errors=True)

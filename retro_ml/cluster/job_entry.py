@@ -55,7 +55,10 @@ def main(versions: dict[str, str], words: list[str]) -> int:
                 shutil.copy(path, folder)
         note = Path(folder, ".work-left")
         environment = {**os.environ, NOTE_VARIABLE: str(note)}
-        code = subprocess.run(command, cwd=folder, env=environment, check=False).returncode
+        with subprocess.Popen(command, cwd=folder, env=environment) as child:
+            if stopped:  # before there was a child to hear it
+                child.send_signal(signal.SIGTERM)
+            code = child.wait()
         work_left = note.exists()
     code = 128 - code if code < 0 else code
     if stopped:

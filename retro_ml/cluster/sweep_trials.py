@@ -73,7 +73,7 @@ class TuneSweepLauncher(TuneLauncher):
             configs = [planned.config for planned in sweep.trials]
             prove_nodes(configs, embedded=cluster.embedded)
             hours = min(sweep.max_hours or math.inf, options.max_hours or math.inf)
-            stopper = SweepStopper(source, self._stop_requested, head=head, hours=hours)
+            stopper = SweepStopper(source, lambda: self._stop_requested, head=head, hours=hours)
             stopper.stop_score = options.stop_score
             experiment = Experiment(
                 sweep.sweep_id,
@@ -121,13 +121,18 @@ class SweepStopper(Stopper):
 
     Args:
         source: says what must end.
-        stop_requested: set when the user wants all trials to end.
+        stop_requested: true when the user wants all trials to end.
         head: of the Ray that they run on.
         hours: after which all trials end.
     """
 
     def __init__(
-        self, source: TrialSource, stop_requested: Any, *, head: HeadWatch, hours: float
+        self,
+        source: TrialSource,
+        stop_requested: Callable[[], bool],
+        *,
+        head: HeadWatch,
+        hours: float,
     ) -> None:
         self._source = source
         self._stop_requested = stop_requested
@@ -148,7 +153,7 @@ class SweepStopper(Stopper):
         ):
             self.ends[trial_id] = TrialEnd(trial_id, "completed")
             return True
-        if self._stop_requested.is_set():
+        if self._stop_requested():
             self.ends[trial_id] = TrialEnd(trial_id, "interrupted")
             return True
         reason = self._source.must_end(trial_id) or self.closing()
@@ -170,7 +175,7 @@ class SweepStopper(Stopper):
         """
         if self._head.lost:
             raise HeadLost
-        if not self._stop_requested.is_set() and self.closing() is None:
+        if not self._stop_requested() and self.closing() is None:
             return False
         return not any(trial.status == TuneTrial.RUNNING for trial in self.trials)
 

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 GRACE_S = 5.0
@@ -78,7 +79,8 @@ def main(folder: str) -> None:
     for name, started in known.items():
         pid = int(name)
         if pid in stats and stats[pid][1] == started:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # gone since it was looked for
+                os.kill(pid, signal.SIGKILL)
     shutil.rmtree(folder, ignore_errors=True)
 
 

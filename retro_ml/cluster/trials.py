@@ -6,7 +6,6 @@ import logging
 import math
 import re
 import shutil
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,11 +56,12 @@ class TuneLauncher:
     """Executes trials as Ray Tune trials."""
 
     def __init__(self) -> None:
-        self._stop_requested = threading.Event()
+        # No Event, whose lock a signal's handler would wait for in the thread that holds it.
+        self._stop_requested = False
 
     def request_stop(self) -> None:
         """Every trial ends after its current iteration, with a checkpoint."""
-        self._stop_requested.set()
+        self._stop_requested = True
 
     def launch(
         self,
@@ -80,7 +80,7 @@ class TuneLauncher:
             log_worker_output(cluster.logs_dir),
             HeadWatch(embedded=cluster.embedded) as head,
         ):
-            stopper = RunStopper(trials, options, self._stop_requested, head=head)
+            stopper = RunStopper(trials, options, lambda: self._stop_requested, head=head)
             experiments = [build_experiment(trial, cluster, stopper, options) for trial in trials]
             prove_nodes([trial.config for trial in trials], embedded=cluster.embedded)
             trackers = build_trackers(options, trials[0].config.output_dir)
@@ -112,7 +112,7 @@ class RunStopper(Stopper):
     Args:
         trials: their configs say how long.
         options: `stop_score`, `max_hours`.
-        stop_requested: set when the user wants all trials to end.
+        stop_requested: true when the user wants all trials to end.
         head: of the Ray that they run on.
     """
 
@@ -120,7 +120,7 @@ class RunStopper(Stopper):
         self,
         trials: Sequence[Trial],
         options: RunOptions,
-        stop_requested: threading.Event,
+        stop_requested: Callable[[], bool],
         *,
         head: HeadWatch,
     ) -> None:
@@ -144,13 +144,13 @@ class RunStopper(Stopper):
             return True
         if time.monotonic() >= self._deadline:
             return True
-        if self._stop_requested.is_set():
+        if self._stop_requested():
             self.interrupted.add(name)
             return True
         return False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune saves its experiments with their stopper; events and threads cannot be saved."""
+        """Tune saves its experiments with their stopper; none of these can be saved."""
         return {**self.__dict__, "_stop_requested": None, "_head": None, "trials": []}
 
     def stop_all(self) -> bool:
@@ -164,7 +164,7 @@ class RunStopper(Stopper):
         if self._head.lost:
             raise HeadLost
         running = any(trial.status == TuneTrial.RUNNING for trial in self.trials)
-        if self._stop_requested.is_set() and not (self._heard and running):
+        if self._stop_requested() and not (self._heard and running):
             waiting = (trial for trial in self.trials if not trial.is_finished())
             self.interrupted.update(experiment_id(trial) for trial in waiting)
             return True

@@ -44,6 +44,9 @@ class Screen(Protocol):
     def pause(self, seconds: float) -> None:
         """Shows what it shows for so long."""
 
+    def restore(self) -> None:
+        """For signal handlers: the process ends at once."""
+
     def __enter__(self) -> Screen: ...
 
     def __exit__(

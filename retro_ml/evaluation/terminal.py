@@ -68,6 +68,11 @@ class TerminalScreen:
             self._stream.write(_LEAVE)
             self._stream.flush()
 
+    def restore(self) -> None:
+        """Leaves the terminal as it was, past whatever is being written to it."""
+        with suppress(OSError):
+            os.write(self._stream.fileno(), _LEAVE.encode())
+
     def pause(self, seconds: float) -> None:
         """Shows what it shows for so long."""
         time.sleep(seconds)

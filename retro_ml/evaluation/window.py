@@ -90,6 +90,9 @@ class WindowScreen:
         self._status.set("\n".join(status))
         self._root.update()
 
+    def restore(self) -> None:
+        """Does nothing: the window goes with its process."""
+
     def pause(self, seconds: float) -> None:
         """Shows what it shows for so long, unless it is closed."""
         end_s = time.monotonic() + seconds

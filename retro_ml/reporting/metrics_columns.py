@@ -18,12 +18,13 @@ from retro_ml.core.metrics.event_bus import EventType
 SCORE_WINDOW = 100
 """Games over which a training score is the mean (Machado et al. 2018, section 4.2)."""
 _KINDS = {int: pa.float64(), float: pa.float64(), str: pa.string()}
-_EVENTS = {
-    "iterations": EventType.TRAINING_STEP,
-    "games": EventType.EPISODE_FINISHED,
-    "evaluations": EventType.EVALUATION_FINISHED,
-}
 _NUMBERS = [column.name for column in COLUMNS if column.kind is not str]
+_UNUSED = {"length", "iteration", "frames", "games"}
+_KEPT = {
+    "iterations": (EventType.TRAINING_STEP, [name for name in _NUMBERS if name not in _UNUSED]),
+    "games": (EventType.EPISODE_FINISHED, ["step", "reward"]),
+}
+"""Of each kind of rows, what figures and statistics are made of: runs may have millions of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class RunMetrics:
 
     iterations: dict[str, NDArray[np.float64]]
     games: dict[str, NDArray[np.float64]]
-    evaluations: dict[str, NDArray[np.float64]]
+    """Their agent steps and scores alone."""
     fault: str | None = None
     """Why rows are missing."""
 
@@ -128,12 +129,12 @@ def _split(
 ) -> RunMetrics:
     kinds = table.get("type", np.empty(0, np.object_))
     parts: dict[str, Any] = {}
-    for key, kind in _EVENTS.items():
+    for key, (kind, names) in _KEPT.items():
         chosen = kinds == kind.value
         empty = np.empty(0, np.float64)
         part = {
             name: table[name][chosen].astype(np.float64) if name in table else empty
-            for name in _NUMBERS
+            for name in names
         }
         # A row without its step, or a game without its score, says nothing.
         usable = np.isfinite(part["step"])

@@ -252,10 +252,8 @@ def _plan(groups: Sequence[Group], references: Sequence[Reference]) -> dict[str,
     planned: dict[str, list[Figure]] = {"curves": [], "scores": [], "optimiser": []}
     for game, own in _by_game(groups)[:MAX_GAMES]:
         name = _file_word(game)
-        beside = [
-            r for r in references
-            if r in {q for group in own for q in select_references(group.runs[0].config)}
-        ]  # fmt: skip
+        known = {r for group in own for r in select_references(group.runs[0].config)}
+        beside = [r for r in references if r in known]
         if any(group.curve is not None for group in own):
             planned["curves"].append(figures.learning_curves(f"curves-{name}", own, beside))
         if any(group.counted for group in own):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,8 +62,10 @@ def scores_table(groups: Sequence[Group]) -> Table:
 
 def aggregate_table(groups: Sequence[Group]) -> Table:
     """Human-normalised scores over runs and games, for each label; the highest IQM first."""
-    labels = dict.fromkeys(group.label for group in groups)
-    rows = [_aggregate_row(label, [g for g in groups if g.label == label]) for label in labels]
+    by_label: defaultdict[str, list[Group]] = defaultdict(list)
+    for group in groups:
+        by_label[group.label].append(group)
+    rows = [_aggregate_row(label, own) for label, own in by_label.items()]
     shown = [row for row in rows if row is not None]
     shown.sort(key=lambda row: -row[3])
     return Table(

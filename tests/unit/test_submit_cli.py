@@ -167,6 +167,29 @@ def test_a_job_outlives_the_signal_and_tells_the_exit_code(tmp_path: Path) -> No
     assert process.returncode == 143
 
 
+def test_a_job_that_is_stopped_before_its_command_begins_stops_it(tmp_path: Path) -> None:
+    package = tmp_path / "retro_ml"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "run.py").write_text("import time\ntime.sleep(5)\n")
+    (tmp_path / "run.yaml").touch()
+    code = (
+        "import os, shutil, signal, sys, job_entry\n"
+        "shutil.copy = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.exit(job_entry.main({}, ['run']))\n"
+    )
+    folders = [str(tmp_path), str(Path(job_entry.__file__).parent)]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+        cwd=tmp_path,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (143, "retro_ml: exit code 143\n"), done.stderr
+
+
 @pytest.mark.parametrize(
     ("status", "driver_exit_code", "output", "exit_code"),
     [

@@ -32,6 +32,7 @@ def test_all_faults_at_once(capsys: pytest.CaptureFixture[str]) -> None:
         (["model.zip", "--video", "x.avi"], "--video: x.avi -> a file that ends in .mp4"),
         (["model.zip", "--video", "a/x.mp4"], "--video: a/x.mp4 -> there is no folder a; make it"),
         (["model.zip", "--video", "d.mp4"], "--video: d.mp4 -> is a folder; name a file in it"),
+        (["model.zip", "--video", "n" * 300 + ".mp4"], ".mp4 -> File name too long"),
         (["model.zip", "--live", "--video", "x.mp4"], "--video: with --live nothing is filmed"),
         (["model.zip", "other.zip"], "other.zip: unexpected -> one model at a time"),
         (["n" * 300], "cannot be read: File name too long"),

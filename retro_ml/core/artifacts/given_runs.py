@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
+from queue import SimpleQueue
 from tempfile import TemporaryDirectory, gettempdir
+from threading import Thread
 
 from retro_ml.core.artifacts.remote_folder import ObjectMissing, RemoteFolder, StorageError
 from retro_ml.core.experiments.command_line import UsageError
@@ -68,10 +71,10 @@ class GivenModel:
     def keep(self, made: Path) -> str:
         """Sends what was made beside the model to where that is; its address. Raises StorageError.
 
-        What was made elsewhere stays there.
+        What was made elsewhere stays there. What cannot be sent is kept in the current folder.
         """
         if self.storage is not None and made.is_relative_to(self.path.parent):
-            with made.open("rb") as file:
+            with _kept_here(made), made.open("rb") as file:
                 self.storage.put(made.relative_to(self.path.parent).as_posix(), file)
         return self._address(made)
 
@@ -97,10 +100,14 @@ class GivenFolder:
         return "/".join([self.storage.uri, *path.relative_to(self.path).parts])
 
     def keep(self, made: Sequence[Path]) -> None:
-        """Sends what was made in it to where it is. Raises StorageError."""
-        if self.storage is not None:
-            for path in made:
-                self.storage.put(path.relative_to(self.path).as_posix(), path.read_bytes())
+        """Sends what was made in it to where it is. Raises StorageError.
+
+        What cannot be sent is kept in the current folder, in one that is named after this.
+        """
+        if self.storage is not None and made:
+            with _kept_here(self.path, *made):
+                for path in made:
+                    self.storage.put(path.relative_to(self.path).as_posix(), path.read_bytes())
 
 
 @contextmanager
@@ -183,6 +190,35 @@ def find_address(path: Path, folders: Sequence[GivenFolder]) -> str:
     return next((address for address in addresses if address != str(path)), str(path))
 
 
+@contextmanager
+def _kept_here(made: Path, *parts: Path) -> Iterator[None]:
+    """Moves what was made into the current folder where the block cannot send it, and says so.
+
+    Args:
+        made: a file, or the folder of `parts`.
+        parts: the files in it.
+    """
+    try:
+        yield
+    except (StorageError, KeyboardInterrupt) as error:
+        try:
+            kept = _free_name(made)
+            for part in parts or [made]:
+                target = kept / part.relative_to(made)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(part, target)
+            words = f"what was made is kept here, as {kept}"
+        except OSError as fault:
+            words = f"what was made cannot be kept here: {fault.strerror or fault}"
+        raise type(error)("; ".join(filter(None, [str(error), words]))) from None
+
+
+def _free_name(path: Path) -> Path:
+    """In the current folder; the second of a name is NAME-2."""
+    names = (f"{path.stem}-{number}{path.suffix}" for number in count(2))
+    return next(Path(name) for name in chain([path.name], names) if not os.path.lexists(name))
+
+
 def _find_model(given: str) -> GivenModel:
     """On this machine. Raises: UsageError."""
     path, given = Path(given), as_line(given, longest=_LONGEST_PATH)
@@ -254,8 +290,35 @@ def _fetch(remote: RemoteFolder, folder: Path, *, word: str, needed: Callable[[s
     names = list(dict.fromkeys(wanted))
     for parent in {(folder / name).parent for name in names} | {folder / run for run in runs}:
         parent.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
-        list(pool.map(fetch, names))
+    _call_side_by_side(fetch, names)
+
+
+def _call_side_by_side(action: Callable[[str], None], names: Sequence[str]) -> None:
+    """Raises the first error at once, and Ctrl-C: nobody waits for an endpoint that hangs."""
+    waiting = list(names)
+    shared = iter(waiting)
+    ends: SimpleQueue[Exception | None] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            for name in shared:
+                action(name)
+        except Exception as error:
+            ends.put(error)
+        else:
+            ends.put(None)
+
+    # Those of an executor would be waited for when Python ends.
+    threads = [Thread(target=work, daemon=True) for _ in range(min(FETCHED_AT_ONCE, len(names)))]
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            error = ends.get()
+            if error is not None:
+                raise error
+    finally:
+        waiting.clear()
 
 
 def _find_runs(names: Mapping[str, float]) -> dict[str, list[str]]:

@@ -1,11 +1,15 @@
-"""What all commands have in common: how a call is read and refused, and an answer printed."""
+"""What all commands have in common: a call read, refused, stopped, and an answer printed."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 from retro_ml.core.experiments.command_line import UsageError
@@ -98,3 +102,51 @@ def refuse(word: str, faults: Sequence[str]) -> int:
         print(f"error: {as_line(fault)}", file=sys.stderr)
     print(f"hint: retro-ml {word} --help lists every option", file=sys.stderr)
     return BAD_INPUT
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """For the time of a command: SIGTERM is raised as Ctrl-C is, so that nothing of it is left.
+
+    The next signal ends the process at once, also while Python itself ends and waits for requests
+    to storage that are under way.
+
+    Raises:
+        SystemExit: with 143, for a SIGTERM that nobody told of.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals = [signal.SIGINT, signal.SIGTERM]
+    before = {each: signal.getsignal(each) for each in signals}
+    heard = False
+
+    def end(signum: int, frame: FrameType | None) -> NoReturn:
+        nonlocal heard
+        heard = True
+        for each in signals:
+            signal.signal(each, signal.SIG_DFL)
+        raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
+
+    for each in signals:
+        if before[each] is not signal.SIG_IGN:  # as of a command that nohup or a shell's & began
+            signal.signal(each, end)
+    try:
+        yield
+    except Terminated:
+        raise SystemExit(128 + signal.SIGTERM) from None
+    finally:
+        if not heard:
+            for each, handler in before.items():
+                # None: a handler that was not set from Python cannot be set from Python.
+                signal.signal(each, signal.SIG_DFL if handler is None else handler)
+
+
+def tell_stopped(error: KeyboardInterrupt, text: str) -> int:
+    """One line on stderr: what the error says, or else `text`; the exit code."""
+    print(f"stopped: {as_line(str(error)) or text}", file=sys.stderr)
+    return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)

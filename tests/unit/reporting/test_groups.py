@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from retro_ml.evaluation import statistics
+from retro_ml.reporting import report_tables
 from retro_ml.reporting.groups import Group, describe_uncounted, group_runs, interval_of
 from retro_ml.reporting.report_tables import (
     aggregate_table,
@@ -207,6 +208,20 @@ def test_human_normalised_over_games(make_run: MakeRun, tmp_path: Path) -> None:
     assert median == pytest.approx((0.5 + 1) / 2)
     assert gap == pytest.approx(1 / 3)
     assert interval.low == pytest.approx(1 / 3)
+
+
+def test_a_thousand_groups_are_each_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Labelled:
+        @property
+        def label(self) -> str:
+            asked.append(self)
+            return f"PPO, clip {len(asked)}"
+
+    monkeypatch.setattr(report_tables, "_aggregate_row", lambda label, own: (label, *[0] * 8))
+    groups = [Labelled() for _ in range(1_000)]
+    assert len(aggregate_table(groups).rows) == len(asked) == 1_000  # type: ignore[arg-type]
 
 
 def test_the_scores_of_one_game_have_a_human_normalised_iqm(

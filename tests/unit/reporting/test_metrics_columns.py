@@ -24,6 +24,14 @@ def test_rows_by_their_kind(make_run: MakeRun) -> None:
     assert metrics.agent_steps == 300
 
 
+def test_of_games_only_what_is_used_is_kept(make_run: MakeRun) -> None:
+    """A run has a hundred thousand of them, a report thousands of runs."""
+    metrics = read_metrics(make_run("a", scores=[1, 5, 3]) / "metrics.csv")
+
+    assert metrics.games.keys() == {"step", "reward"}
+    assert not {"length", "iteration", "frames", "games"} & metrics.iterations.keys()
+
+
 def test_the_score_at_a_step_is_the_mean_of_the_last_hundred_games(make_run: MakeRun) -> None:
     scores = list(range(150))
     metrics = read_metrics(make_run("a", scores=scores) / "metrics.csv")

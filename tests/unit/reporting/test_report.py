@@ -15,10 +15,14 @@ from xml.etree import ElementTree
 import pytest
 
 from retro_ml import report as command
+from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.reporting import report as reporting
 from retro_ml.reporting.figure_files import DrawnFigure, Figure
+from retro_ml.reporting.groups import group_runs
 from retro_ml.reporting.markup import join, tag
-from retro_ml.reporting.references import load_references
+from retro_ml.reporting.references import Reference, load_references, select_references
+from retro_ml.reporting.run_folders import find_runs
+from retro_ml.reporting.run_records import load_run
 
 pytestmark = pytest.mark.unit
 
@@ -417,3 +421,23 @@ def test_the_published_figures_are_those_of_the_documentation() -> None:
     references = [*curves, *scores]
     assert len(references) > 50
     assert all(reference.source and reference.protocol for reference in references)
+
+
+def test_published_scores_are_looked_up_once_for_each_group(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [load_run(*find_runs(make_run(name, scores=[1, 2], ppo={"clip": clip})))
+            for name, clip in (("a", 0.1), ("b", 0.2))]  # fmt: skip
+    groups = group_runs(runs)
+    references = select_references(runs[0].config)
+    asked = []
+
+    def select(config: ExperimentConfig) -> list[Reference]:
+        asked.append(config)
+        return references[1:]
+
+    monkeypatch.setattr(reporting, "select_references", select)
+    monkeypatch.setattr(reporting.figures, "learning_curves", lambda name, own, beside: beside)
+    planned = reporting._plan(groups, references)
+    assert planned["curves"] == [references[1:]]
+    assert len(references) > len(asked) == len(groups) == 2

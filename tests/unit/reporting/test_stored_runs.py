@@ -232,3 +232,20 @@ def test_names_that_lead_elsewhere_are_not_followed(
         assert files(tmp_path / "scratch")
     assert sorted(fetched) == ["fine/config.json", "fine/status.json"]
     assert given_runs.MAX_DEPTH == 4
+
+
+def test_a_report_that_cannot_be_sent_is_kept_here(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def put(remote: RemoteFolder, name: str, content: bytes) -> None:
+        raise StorageError("no answer")
+
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(RemoteFolder, "put", put)
+    assert report.main([f"{uri}/a", "--quiet"]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == ("error: RUN_OR_SWEEP_DIR: no answer; what was made is kept here, as a")
+    assert (here / "a/report.html").is_file()
+    assert list((here / "a/report").glob("*.csv"))
