@@ -138,7 +138,9 @@ def _evaluate(model: GivenModel, *, options: EvaluationOptions, flags: argparse.
         print_answer(document if flags.json else "\n".join(evaluation_lines(evaluation)))
         if model.run is not None:
             path = model.run.evaluation_path(evaluation.protocol.name)
-            replace_atomically(path, lambda file: file.write(document.encode() + b"\n"))
+            replace_atomically(
+                path, lambda file: file.write(document.encode() + b"\n"), shared=True
+            )
             print(f"result: {model.keep(path)}", file=sys.stderr)
     except ArchiveError as error:
         return refuse("evaluate", [model.in_words(error)])

@@ -22,7 +22,11 @@ from retro_ml.core.artifacts.given_runs import (
     StorageError,
     open_model,
 )
-from retro_ml.core.artifacts.storage import ArtifactError
+from retro_ml.core.artifacts.storage import (
+    ArtifactError,
+    own_temporary_path,
+    remove_left_behind,
+)
 from retro_ml.core.engine.progress_text import shown_path
 from retro_ml.core.engine.stop_signals import StopSignals
 from retro_ml.core.experiments.command import (
@@ -187,7 +191,7 @@ def _film(model: GivenModel, target: Path, *, options: FilmOptions, quiet: bool)
     from retro_ml.evaluation.agent import Agent
     from retro_ml.evaluation.film_progress import FilmProgress
     from retro_ml.evaluation.films import record_film
-    from retro_ml.evaluation.video_file import require_video, temporary_path
+    from retro_ml.evaluation.video_file import require_video
 
     agent = Agent.load(model.path)
     require_video()
@@ -195,16 +199,20 @@ def _film(model: GivenModel, target: Path, *, options: FilmOptions, quiet: bool)
         target.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise ArtifactError.from_os_error(error, target.parent) from error
+    # Another call may film the same run.
+    temporary = own_temporary_path(target)
+    remove_left_behind(target)
     progress = FilmProgress(None if quiet else sys.stderr, episodes=options.episodes)
     stop = StopSignals(
         on_first=lambda: None,
-        before_exit=lambda: temporary_path(target).unlink(missing_ok=True),
+        before_exit=lambda: temporary.unlink(missing_ok=True),
     )
     with stop, progress:
         film = record_film(
             agent,
             target,
             options,
+            temporary=temporary,
             on_moment=progress,
             stopped=lambda: stop.signum is not None,
         )

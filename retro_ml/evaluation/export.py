@@ -78,7 +78,7 @@ def export_agent(agent: Agent, *, to: ExportFormat, output: Path) -> Export:
     content, forward = build(agent)
     scores = np.concatenate([forward(part) for part in np.array_split(observations, 10)])
     difference = _compare(agent, observations, scores)
-    replace_atomically(output, lambda target: target.write(content))
+    replace_atomically(output, lambda target: target.write(content), shared=True)
     outputs = ", ".join(build_standard_form(agent.network).outputs)
     signature = f"observations [B, 4, 84, 84] uint8 -> {outputs} float32"
     return Export(

@@ -42,6 +42,7 @@ def record_film(
     path: Path,
     options: FilmOptions,
     *,
+    temporary: Path | None = None,
     share: float | None = None,
     max_frames: int | None = None,
     on_moment: Callable[[Moment], None] = lambda moment: None,
@@ -53,6 +54,7 @@ def record_film(
         agent: plays.
         path: the film's file, an mp4.
         options: how.
+        temporary: where it grows until it is whole, if others may film to `path` at the same time.
         share: of its training that the agent has had, 0 to 1, shown as a bar.
         max_frames: the film ends here, in the middle of a game too.
         on_moment: is called after every agent step.
@@ -76,7 +78,9 @@ def record_film(
             agent, protocol=protocol, episodes=options.episodes, seed=options.seed
         ):
             if camera is None:
-                camera = _Camera(path, moment, options, caption, action_meanings)
+                camera = _Camera(
+                    path, moment, options, caption, action_meanings, temporary=temporary
+                )
             camera.take(moment)
             if moment.ended is not None:
                 episodes.append(moment.ended)
@@ -126,6 +130,8 @@ class _Camera:
         options: FilmOptions,
         caption: Caption,
         action_meanings: tuple[str, ...],
+        *,
+        temporary: Path | None,
     ) -> None:
         height, width = first.screens.shape[1:3]
         self._enlarge = Enlarger(height, width, scale=options.scale)
@@ -139,7 +145,7 @@ class _Camera:
                 episodes=options.episodes,
             )
             self.width += self._strip.width
-        self.file = VideoFile(path, width=self.width, height=self.height)
+        self.file = VideoFile(path, width=self.width, height=self.height, temporary=temporary)
 
     def take(self, moment: Moment) -> None:
         strip: Planes | None = None

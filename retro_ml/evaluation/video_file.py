@@ -62,15 +62,19 @@ class VideoFile:
     Args:
         path: where it will be; until `finish` it grows beside it under another name.
         width, height: in pixels, even.
+        temporary: the other name; by default `temporary_path`, for which two films of one path at
+            the same time are not supported.
 
     Raises:
         ArtifactError: from every method, when the file cannot be written; nothing remains then.
     """
 
-    def __init__(self, path: Path, *, width: int, height: int) -> None:
+    def __init__(
+        self, path: Path, *, width: int, height: int, temporary: Path | None = None
+    ) -> None:
         self.frames = 0
         self._done = False
-        self._path, self._temporary = path, temporary_path(path)
+        self._path, self._temporary = path, temporary or temporary_path(path)
         with self._writing():
             self._container = _open_for_writing(self._temporary)
             self._stream = self._container.add_stream(_ENCODER, rate=FRAMES_PER_S)

@@ -134,7 +134,7 @@ def write_report(
         f"{installed_versions()['retro_ml']}.",
     )
     text = build_page(page)
-    replace_atomically(output / PAGE_NAME, lambda file: file.write(text.encode()))
+    replace_atomically(output / PAGE_NAME, lambda file: file.write(text.encode()), shared=True)
     return Report(
         page=output / PAGE_NAME,
         folder=made.folder,
@@ -193,7 +193,7 @@ class _Maker:
         return [(name, self.link(folder / name)) for name in names]
 
     def _save(self, name: str, content: bytes) -> None:
-        replace_atomically(self.folder / name, lambda file: file.write(content))
+        replace_atomically(self.folder / name, lambda file: file.write(content), shared=True)
         self.written.append(self.folder / name)
         self.listed.append((name, quote(f"{FOLDER_NAME}/{name}")))
 

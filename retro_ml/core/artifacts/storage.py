@@ -5,7 +5,10 @@ Writers of artifacts use nothing else, so that another kind of storage has one p
 """
 
 import errno
+import glob
 import os
+import secrets
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +21,9 @@ _REMEDIES = {
     errno.EACCES: "make it writable, or choose another --output-dir",
     errno.EPERM: "make it writable, or choose another --output-dir",
 }
+_OWN = secrets.token_hex(4)
+"""Tells this process from all others, also from those of other containers."""
+_AT_REST_S = 3600.0
 _TAIL_BLOCK_BYTES = 64 * 1024
 _MAX_WAITING_BYTES = 64 * 1024
 
@@ -33,14 +39,17 @@ class ArtifactError(Exception):
         return cls(f"cannot write {path}: {reason}" + (f"; {remedy}" if remedy else ""))
 
 
-def replace_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def replace_atomically(
+    path: Path, write: Callable[[BinaryIO], object], *, shared: bool = False
+) -> None:
     """Replace the file by what `write` puts into the open binary file it is given.
 
     A reader finds the old content or the new, never a part, even after a power failure. The
     temporary file is a sibling of fixed name, so one left by a kill is overwritten by the next
-    call; two writers of one path at the same time are not supported. Raises ArtifactError.
+    call; two writers of one path at the same time need `shared`, where each has its own and the
+    last one's content stays. Raises ArtifactError.
     """
-    temporary = temporary_path(path)
+    temporary = own_temporary_path(path) if shared else temporary_path(path)
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -69,6 +78,19 @@ def rename_whole(source: Path, target: Path) -> None:
 def temporary_path(path: Path) -> Path:
     """Where `replace_atomically` builds the file; a kill may leave it there."""
     return path.with_name(f".{path.name}.tmp")
+
+
+def own_temporary_path(path: Path) -> Path:
+    """As `temporary_path`, of this process alone; a kill may leave it there."""
+    return path.with_name(f".{path.name}.{_OWN}.tmp")
+
+
+def remove_left_behind(path: Path) -> None:
+    """Removes temporary files of `path` that killed processes left: those at rest for an hour."""
+    with suppress(OSError):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            if time.time() - left.stat().st_mtime > _AT_REST_S:
+                left.unlink()
 
 
 class AppendFile:

@@ -7,9 +7,12 @@ from typing import BinaryIO
 
 import pytest
 
+from retro_ml.core.artifacts import storage
 from retro_ml.core.artifacts.storage import (
     AppendFile,
     ArtifactError,
+    own_temporary_path,
+    remove_left_behind,
     rename_whole,
     replace_atomically,
     rewrite_lines,
@@ -217,3 +220,31 @@ def test_rewrite_changes_drops_and_ignores_the_torn_line(tmp_path: Path) -> None
     rewrite_lines(path, lambda line: None if line == b"b\n" else line.upper())
 
     assert path.read_bytes() == b"A\nC\n"
+
+
+def test_two_processes_may_replace_a_shared_file_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+
+    def write(file: BinaryIO) -> None:
+        file.write(b"one")
+        monkeypatch.setattr(storage, "_OWN", "other")
+        replace_atomically(path, lambda file: file.write(b"other"), shared=True)
+        assert path.read_text() == "other"
+
+    replace_atomically(path, write, shared=True)
+    assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed_once_it_is_at_rest(tmp_path: Path) -> None:
+    path = tmp_path / "a[1].mp4"
+    growing, others = own_temporary_path(path), own_temporary_path(tmp_path / "b.mp4")
+    left = tmp_path / ".a[1].mp4.0badcafe.tmp"
+    for file in (path, growing, others, left):
+        file.touch()
+    for file in (path, others, left):
+        os.utime(file, (0, 0))
+    remove_left_behind(path)
+    assert sorted(tmp_path.iterdir()) == sorted([path, growing, others])
