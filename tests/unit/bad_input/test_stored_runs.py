@@ -175,20 +175,23 @@ def test_no_pickle_is_loaded(
 
 
 @pytest.mark.parametrize(
-    ("content", "refused"),
-    [(b"\x80\n", True), (b"\x80", False), (b"type,step\ntraining_step,\n", False), (b"", False)],
+    ("content", "fault"),
+    [
+        (b"\x80\n", "line 1 is damaged"),
+        (b"\x80", "ends at 0 agent steps"),
+        (b"type,step\ntraining_step,\n", "ends at 0 agent steps"),
+        (b"", "ends at 0 agent steps"),
+    ],
 )
-def test_metrics_of_any_bytes(
-    content: bytes, refused: bool, tmp_path: Path, bounded: Bounded, make_run: MakeRun
+def test_metrics_of_any_bytes_leave_the_checkpoints_as_they_are(
+    content: bytes, fault: str, tmp_path: Path, bounded: Bounded, make_run: MakeRun
 ) -> None:
     config = make_run(tmp_path)
     config.paths.metrics_csv_path.write_bytes(content)
-    with bounded():
-        if refused:
-            with pytest.raises(BadRunFolder, match=r"metrics\.csv line 1 is damaged"):
-                open_run(config, RunOptions(), notice=lambda text: None)
-        else:
-            open_run(config, RunOptions(), notice=lambda text: None).lock.release()
+    before = sorted(config.checkpoints_dir.iterdir())
+    with bounded(), pytest.raises(BadRunFolder, match=rf"metrics\.csv {fault}.*put that file back"):
+        open_run(config, RunOptions(), notice=lambda text: None)
+    assert sorted(config.checkpoints_dir.iterdir()) == before
 
 
 @pytest.mark.parametrize(
