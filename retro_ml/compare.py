@@ -17,6 +17,7 @@ from retro_ml.core.experiments.command import (
     print_answer,
     refuse,
     stoppable,
+    tell_stopped,
 )
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse("compare", error.faults)
     except StorageError as error:
         return fail(f"RUN_OR_DIR: {error}", STORAGE_FAILED)
+    except KeyboardInterrupt as error:
+        return tell_stopped(error, "nothing was compared")
     for text in comparison.left_out:
         print(f"warning: left out: {as_line(text)}", file=sys.stderr)
     for text in comparison.notices:

@@ -27,6 +27,7 @@ from retro_ml.core.experiments.command import (
     print_answer,
     refuse,
     stoppable,
+    tell_stopped,
 )
 from retro_ml.core.experiments.command_line import UsageError
 from retro_ml.core.experiments.faults import as_line, nearest_names
@@ -83,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse("list", error.faults)
     except StorageError as error:
         return fail(f"DIR: {error}", STORAGE_FAILED)
+    except KeyboardInterrupt as error:
+        return tell_stopped(error, "nothing was listed")
     _sort(runs, flags.sort)
     if flags.json:
         text = json.dumps([_as_dict(run, folder) for run in runs], allow_nan=False)

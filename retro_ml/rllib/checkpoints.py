@@ -14,6 +14,7 @@ wherever they come from.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ from retro_ml.rllib.state_files import load_state, save_state
 
 if TYPE_CHECKING:
     from retro_ml.rllib.algorithm import AtariAlgorithm
+
+logger = logging.getLogger("retro_ml.checkpoints")
 
 MODULE_FILE = "module.safetensors"
 NETWORK_PREFIX = "network."
@@ -65,7 +68,10 @@ def save_checkpoint(algorithm: AtariAlgorithm, folder: Path) -> None:
 
     save_checkpoint_folder(target, write, facts=facts, known=shared)
     if root is not None:
-        prune_checkpoints(Path(root), keep=algorithm.experiment.checkpointing.keep)
+        try:
+            prune_checkpoints(Path(root), keep=algorithm.experiment.checkpointing.keep)
+        except OSError as error:  # this one is saved; the next save removes what is too many
+            logger.warning("older checkpoints are left: %s", error)
         note = {"path": str(target), "agent_steps": steps}
         (folder / POINTER_FILE).write_text(json.dumps(note), encoding="utf-8")
 

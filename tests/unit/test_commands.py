@@ -1,5 +1,6 @@
 """What all commands do alike."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 import pytest
 
@@ -188,3 +189,24 @@ def test_an_endpoint_that_hangs_is_not_waited_for(
     assert waited_for == []
     assert list(tmp_path.iterdir()) == []
     hangs.set()
+
+
+@pytest.mark.parametrize("word", ["list", "compare"])
+def test_ctrl_c_while_runs_are_read_is_one_line(
+    word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*arguments: object, **named: object) -> NoReturn:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("nobody listened")
+
+    module = importlib.import_module(f"retro_ml.{word}")
+    monkeypatch.setattr(module, "open_runs" if word == "list" else "_compare", interrupt)
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert module.main(["a", "b"][: 1 if word == "list" else 2]) == 130
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    told = capsys.readouterr()
+    assert (told.out, told.err.splitlines()) == ("", [told.err.strip()])
+    assert told.err.startswith("stopped: nothing was ")

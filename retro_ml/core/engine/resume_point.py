@@ -72,7 +72,10 @@ def find_resume_point(config: ExperimentConfig, storage: RunStorage | None) -> R
     if checkpoint is None:
         if damage is not None and find_checkpoints(folder):
             raise NoResumePoint(damage)
-        if choose_checkpoint(folder, at_most=math.inf)[0] is not None:
+        # One alone may be of an attempt that died before it could tell of it: the next one began
+        # anew, and cut the rows. It is set aside, and stays until the run has come that far.
+        several = len(find_checkpoints(folder)) > 1
+        if several and choose_checkpoint(folder, at_most=math.inf)[0] is not None:
             raise NoResumePoint(f"{rows} ends at {reached:,} agent steps")
     set_newer_aside(folder, checkpoint)
     return ResumePoint(checkpoint, faults)

@@ -308,8 +308,9 @@ def _find_resume_point(config: ExperimentConfig, storage: RunStorage | None) -> 
                 f"or choose {anew}"
             ) from None
         raise BadMachine(
-            f"{fault}; the same command goes on once this machine can read and write there "
-            f"again, or choose {anew}"
+            f"{fault}; the same command goes on once this machine can read and write there again, "
+            "or from the checkpoint before if that one's folder is moved away; or choose "
+            f"{anew}"
         ) from None
 
 

@@ -75,6 +75,7 @@ class RunSession:
             bus: the session's own, or one that gets this run's events alone.
             watched: what else ends the run when it cannot write.
         """
+        self._watched = [self._lock, *watched]
         if self._lock.error is not None:
             return
         storage = self._storage

@@ -21,7 +21,7 @@ from retro_ml.core.artifacts.storage import ArtifactError
 from retro_ml.core.engine.chosen_values import ChosenValues
 from retro_ml.core.engine.launcher import LaunchError, SweepLauncher, Trial, TrialEnd
 from retro_ml.core.engine.resume_point import is_finished
-from retro_ml.core.engine.run_faults import BadRunFolder, BadStorage
+from retro_ml.core.engine.run_faults import BadMachine, BadRunFolder, BadStorage
 from retro_ml.core.engine.run_folder import OpenRun, ReadInitial, open_run
 from retro_ml.core.engine.run_lock import LockLost, RunLock
 from retro_ml.core.engine.run_log import RunLog, TrialLogs
@@ -77,7 +77,7 @@ class SweepEngine:
         self._stopping = False
         self._storage = SweepStorage(config)
         self._chosen = ChosenValues(config, {})
-        self._left: BadStorage | None = None
+        self._left: BadMachine | BadStorage | None = None
         self._lock: RunLock | None = None
         self._takeover = SweepTakeover()
         self.ended_before: list[str] = []
@@ -243,7 +243,7 @@ class SweepEngine:
         try:
             planned = self._with_values(planned)
             opened = self._open(planned.config, is_new=standing.state == "waiting")
-        except BadStorage as error:
+        except (BadMachine, BadStorage) as error:
             self._postpone(as_planned, error)
             return None
         except (BadRunFolder, NoFittingValues) as error:
@@ -285,8 +285,8 @@ class SweepEngine:
             patience_s=self._storage.patience_s,
         )
 
-    def _postpone(self, planned: PlannedTrial, error: BadStorage) -> None:
-        """Storage alone may know where the trial goes on; it is tried once more after the others.
+    def _postpone(self, planned: PlannedTrial, error: BadMachine | BadStorage) -> None:
+        """Where the trial goes on cannot be read for now; it is tried once more after the others.
 
         Nothing is wrong with it, so it has not failed: the next call takes it up.
         """
@@ -322,7 +322,7 @@ class SweepEngine:
         for planned in self._config.trials:
             standing = self._board[planned.experiment_id]
             status = load_trial_status(planned.config.paths.status_path)
-            if status.get("state") == "running":
+            if status.get("state") in {"starting", "running"}:
                 under_way.append(planned.config)
             if status:
                 finished = is_finished(status, planned.config, self._options)

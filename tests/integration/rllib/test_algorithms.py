@@ -1,5 +1,6 @@
 """The three algorithms as RLlib Algorithms: built, trained, checkpointed, on one Ray."""
 
+import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
-from retro_ml.core.artifacts.checkpoint_files import CheckpointError
+from retro_ml.core.artifacts.checkpoint_files import CheckpointError, verify_checkpoint
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.rllib import algorithm as algorithms
+from retro_ml.rllib import checkpoints
+from retro_ml.rllib.names import POINTER_FILE
 from retro_ml.rllib.state_files import load_state
 from retro_ml.rllib.translate import translate
 
@@ -93,6 +96,23 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, small_config: Build) ->
     with pytest.raises(CheckpointError, match=r"module\.safetensors is not what was saved"):
         algorithm.load_checkpoint(str(tmp_path / "saved"))
     algorithm.stop()
+
+
+def test_a_checkpoint_counts_though_older_ones_cannot_be_removed(
+    tmp_path: Path, small_config: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **named: Any) -> None:
+        raise OSError(errno.EIO, "a bad sector")
+
+    monkeypatch.setattr(checkpoints, "prune_checkpoints", fail)
+    config = translate(small_config("A2C"))
+    config.checkpoints_dir = str(tmp_path / "checkpoints")
+    algorithm = config.build_algo()
+    (tmp_path / "note").mkdir()
+    algorithm.save_checkpoint(str(tmp_path / "note"))
+    algorithm.stop()
+    verify_checkpoint(tmp_path / "checkpoints" / "step-0")
+    assert (tmp_path / "note" / POINTER_FILE).exists()
 
 
 def test_another_algorithms_checkpoint_is_refused(tmp_path: Path, small_config: Build) -> None:

@@ -198,6 +198,19 @@ def test_rows_that_end_before_every_checkpoint_do_not_throw_them_away(
         assert run.restore_from is None
 
 
+def test_a_checkpoint_of_an_attempt_that_the_next_one_began_anew_is_set_aside(
+    tmp_path: Path,
+) -> None:
+    """It died before it could tell of its first one; the next attempt cut its rows."""
+    config = make_config(tmp_path)
+    make_run_folder(config)
+    save_checkpoint(config, 1000)
+    config.paths.metrics_csv_path.write_bytes(build_header())
+    with opened(config) as run:
+        assert run.restore_from is None
+    assert [path.name for path in config.checkpoints_dir.iterdir()] == ["aside-step-1000"]
+
+
 def test_rows_before_the_first_checkpoint_are_no_damage(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     make_run_folder(config)

@@ -20,7 +20,7 @@ from retro_ml.core.engine import lock_renewal, run_lock
 from retro_ml.core.engine.launcher import LaunchError, Trial, TrialEnd, TrialSource
 from retro_ml.core.engine.processes import Process
 from retro_ml.core.engine.run_claim import Claim
-from retro_ml.core.engine.run_faults import BadRunFolder
+from retro_ml.core.engine.run_faults import BadMachine, BadRunFolder
 from retro_ml.core.engine.run_folder import OpenRun, open_run
 from retro_ml.core.engine.run_lock import Lease, RunLock
 from retro_ml.core.engine.sweep_engine import SweepEngine
@@ -607,6 +607,23 @@ def test_the_protocols_of_a_game_are_not_compared(make: Make, tmp_path: Path) ->
     assert found == [("pong", 2), ("pong (v5)", 2)]
     document = json.loads((tmp_path / "s" / "leaderboard.json").read_text())
     assert [one["human_normalised"] for one in document["combinations"]] == [0.17, 0.17]
+
+
+def test_a_trial_that_this_machine_cannot_read_for_now_has_not_failed(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_others(config: ExperimentConfig, *arguments: Any, **how: Any) -> OpenRun:
+        if config.experiment_id == "pong-ppo-s1":
+            raise BadMachine("Too many open files")
+        return open_run(config, *arguments, **how)
+
+    monkeypatch.setattr("retro_ml.core.engine.sweep_engine.open_run", open_others)
+    result = run(make())
+    states = {one.experiment_id: one.state for one in result.standings}
+    assert states.pop("pong-ppo-s1") == "waiting"
+    assert set(states.values()) == {"completed"}
+    assert (result.state, result.exit_code) == ("interrupted", 3)
+    assert result.error == "Too many open files"
 
 
 class Outage:

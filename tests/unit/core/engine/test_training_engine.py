@@ -23,6 +23,8 @@ from retro_ml.core.artifacts.model_archive import load_model_archive
 from retro_ml.core.engine import lock_renewal
 from retro_ml.core.engine.launcher import LaunchError, Trial, TrialEnd
 from retro_ml.core.engine.result import ExperimentResult
+from retro_ml.core.engine.run_folder import OpenRun, open_run
+from retro_ml.core.engine.run_lock import LockLost
 from retro_ml.core.engine.training_engine import TrainingEngine
 from retro_ml.core.experiments.config import ExperimentConfig
 from retro_ml.core.experiments.options import RunOptions
@@ -499,6 +501,24 @@ def test_a_signal_is_obeyed_as_soon_as_a_file_says_that_the_run_goes_on(
     assert arrived == ["starting"]
     assert (result.state, result.exit_code) == ("interrupted", 143)
     assert status(config)["state"] == "interrupted"
+
+
+def test_a_run_that_is_another_s_before_it_begins_is_left_to_it(
+    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_and_lose(*arguments: Any, **named: Any) -> OpenRun:
+        opened = open_run(*arguments, **named)
+        opened.lock.error = LockLost("taken over by process 1 on far")
+        return opened
+
+    monkeypatch.setattr("retro_ml.core.engine.training_engine.open_run", open_and_lose)
+    begun: list[ScriptedLauncher] = []
+    result = run(config, begun.append)
+
+    assert (result.state, result.exit_code) == ("failed", 1)
+    assert result.error == "taken over by process 1 on far"
+    assert begun == []
+    assert not config.status_path.exists()
 
 
 def test_a_signal_that_comes_too_late_changes_nothing(config: ExperimentConfig) -> None:
