@@ -25,7 +25,6 @@ from retro_ml.core.artifacts.given_runs import (
 from retro_ml.core.artifacts.storage import (
     ArtifactError,
     own_temporary_path,
-    remove_left_behind,
 )
 from retro_ml.core.engine.progress_text import shown_path
 from retro_ml.core.engine.stop_signals import StopSignals
@@ -201,7 +200,6 @@ def _film(model: GivenModel, target: Path, *, options: FilmOptions, quiet: bool)
         raise ArtifactError.from_os_error(error, target.parent) from error
     # Another call may film the same run.
     temporary = own_temporary_path(target)
-    remove_left_behind(target)
     progress = FilmProgress(None if quiet else sys.stderr, episodes=options.episodes)
     stop = StopSignals(
         on_first=lambda: None,

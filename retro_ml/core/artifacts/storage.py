@@ -81,16 +81,12 @@ def temporary_path(path: Path) -> Path:
 
 
 def own_temporary_path(path: Path) -> Path:
-    """As `temporary_path`, of this process alone; a kill may leave it there."""
+    """As `temporary_path`, of this process alone; what killed ones left there is removed.
+
+    That is what has been at rest for an hour.
+    """
+    _remove_left_behind(path)
     return path.with_name(f".{path.name}.{_OWN}.tmp")
-
-
-def remove_left_behind(path: Path) -> None:
-    """Removes temporary files of `path` that killed processes left: those at rest for an hour."""
-    with suppress(OSError):
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-            if time.time() - left.stat().st_mtime > _AT_REST_S:
-                left.unlink()
 
 
 class AppendFile:
@@ -199,6 +195,13 @@ def _whole_lines_bytes(descriptor: int) -> int:
             return start_bytes + newline + 1
         end_bytes = start_bytes
     return 0
+
+
+def _remove_left_behind(path: Path) -> None:
+    with suppress(OSError):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            if time.time() - left.stat().st_mtime > _AT_REST_S:
+                left.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
